@@ -1,0 +1,33 @@
+# Every target installs what it needs first; nothing is assumed but a shell and make.
+RUN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-unit check format install bench
+
+demo: install
+	$(RUN)/armada demo $(ARGS)
+
+test: install
+	$(RUN)/python -m pytest $(ARGS)
+
+test-unit: install
+	$(RUN)/python -m pytest -m "not system" $(ARGS)
+
+check: install
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+format: install
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+bench: install
+	@for file in benchmarks/[a-z]*.py; do echo "# $$file"; $(RUN)/python $$file || exit 1; done
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml uv.lock deploy/install/bootstrap.sh
+	sh deploy/install/bootstrap.sh
+	touch $(STAMP)

@@ -1,0 +1,212 @@
+"""One tick of motion: observe, ask the source, limit, send, tell the subscribers.
+
+The loop knows neither who the source is nor what a subscriber does. It is not thread-safe: the
+control process's loop thread alone calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.config import ControlConfig
+from agent.control.errors import FirstMoveRefused, MotionFault
+from agent.control.eyes import View
+from agent.control.observation import ActionSource, Observation, Vector
+from robot_io.arm import ArmReading, Follower
+from robot_io.calibration import GRIPPER, JOINTS
+from robot_io.errors import BusError, Unplugged
+from robot_io.health import Level, judge
+from robot_io.limits import FirstMoveGuard, Limits, Ramp, SafetyFilter
+
+# A reading must be bad for so many ticks in a row: one corrupt byte is no overheated motor.
+UNHEALTHY_TICKS = 3
+MAX_DT_PERIODS = 3.0  # after a stall the arm may not make up for the lost time in one tick
+SMOOTHSTEP_PEAK = 1.5  # the ramp's steepest slope, relative to a straight line
+GRIPPER_FIRST_MOVE = 200.0  # the gripper swings no mass: any opening may be handed over
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """All that happened at one tick. Vectors are float32 [6] in joint units."""
+
+    observation: Observation
+    reading: ArmReading
+    requested: Vector
+    sent: Vector
+    t_sent_s: float
+    missing: tuple[str, ...]  # cameras without a fresh picture, one line each
+
+
+Subscriber = Callable[[Tick], None]
+
+
+class MotionLoop:
+    """Moves an energised follower by whatever source is in command."""
+
+    def __init__(
+        self,
+        follower: Follower,
+        look: Callable[[], View],
+        settings: ControlConfig,
+        clock: Callable[[], float],
+        subscribers: tuple[Subscriber, ...] = (),
+    ) -> None:
+        self._follower = follower
+        self._look = look
+        self._settings = settings
+        self._clock = clock
+        self._subscribers = subscribers
+        self._filter = SafetyFilter(
+            Limits.within(follower.calibration, settings.max_step, settings.max_velocity_per_s)
+        )
+        reach = np.full(len(JOINTS), settings.first_move_max, np.float32)
+        reach[GRIPPER] = GRIPPER_FIRST_MOVE
+        self._guard = FirstMoveGuard(reach)
+        self._ramp: Ramp | None = None
+        self._source: ActionSource | None = None
+        self._begun = False
+        self._guarded = True
+        self._tick = 0
+        self._sent: Vector | None = None
+        self._last_s: float | None = None
+        self._missed_in_a_row = 0
+        self._unhealthy_ticks = 0
+        self.missed_reads = 0
+        self.reading: ArmReading | None = None
+        self.warnings: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> ActionSource | None:
+        """Who is in command; None: the pose is held."""
+        return self._source
+
+    @property
+    def in_step(self) -> bool:
+        """True once the source has the arm wholly: its first goal came and the ramp is over."""
+        return self._ramp is not None and not self._ramp.active(self._clock())
+
+    def engage(self) -> None:
+        """Energise the arm where it stands, if it is not; hold there.
+
+        Raises TorqueRefused or BusError: the arm is then as it was, or released.
+        """
+        if all(self._follower.torque_states()):
+            # Held by an earlier command: torque stays on while the goal comes to the arm.
+            position = self._follower.read().position
+            self._sent = self._follower.write_goal(position)
+        else:
+            self._sent = self._follower.torque_on()
+        self._filter.reset()
+        self._missed_in_a_row = 0
+        self._unhealthy_ticks = 0
+        self._last_s = None
+
+    def hand_over(self, source: ActionSource | None, *, guarded: bool = True) -> None:
+        """Give command to `source` from the next tick on; None holds.
+
+        With `guarded` its first goal must be near; without, it plans from where the arm is.
+        """
+        if self._source is not None and self._begun:
+            self._source.end()
+        self._source = source
+        self._begun = False
+        self._guarded = guarded
+        self._ramp = None
+        self._guard.reset()
+
+    def stop_here(self) -> None:
+        """Hold, with the present position as goal. Raises BusError."""
+        self.hand_over(None)
+        self._sent = self._follower.write_goal(self._follower.read().position)
+        self._filter.reset()
+
+    def tick(self) -> Tick | None:
+        """One tick; None when the read failed and the pose is held.
+
+        Raises MotionFault when the motion must end, FirstMoveRefused when it must not begin.
+        """
+        self._tick += 1
+        reading = self._read()
+        if reading is None:
+            return None
+        view = self._look()
+        observation = Observation(
+            self._tick, reading.t_read_s, reading.position, view.environment, view.frames
+        )
+        now_s = self._clock()
+        requested = self._requested(observation, now_s)
+        sent, _ = self._filter.apply(self._ramped(requested, now_s), reading.position, self._dt_s())
+        try:
+            self._sent = self._follower.write_goal(sent)
+        except BusError as error:
+            raise MotionFault(_lost(error)) from error
+        tick = Tick(observation, reading, requested, self._sent, self._clock(), view.missing)
+        for subscriber in self._subscribers:
+            subscriber(tick)
+        return tick
+
+    def _read(self) -> ArmReading | None:
+        try:
+            reading = self._follower.read()
+        except Unplugged as error:
+            raise MotionFault(_lost(error)) from error
+        except BusError as error:
+            self._missed_in_a_row += 1
+            self.missed_reads += 1
+            if self._missed_in_a_row > self._settings.max_missed_reads:
+                raise MotionFault(
+                    f"follower lost after {self._missed_in_a_row} missed reads: {error}"
+                ) from error
+            return None
+        self._missed_in_a_row = 0
+        self.reading = reading
+        verdict = judge(reading)
+        self.warnings = tuple(f"follower {reason}" for reason in verdict.reasons)
+        self._unhealthy_ticks = self._unhealthy_ticks + 1 if verdict.level is Level.FAULT else 0
+        if self._unhealthy_ticks >= UNHEALTHY_TICKS and self._source is not None:
+            raise MotionFault(f"follower {verdict.reasons[0]}")
+        return reading
+
+    def _requested(self, observation: Observation, now_s: float) -> Vector:
+        """The source's goal; the last one sent where it has none."""
+        held = self._sent if self._sent is not None else observation.state
+        if self._source is None:
+            return held
+        if not self._begun:
+            self._source.begin(observation, now_s)
+            self._begun = True
+        wanted = self._source.action(observation, now_s)
+        if wanted.fault is not None:
+            raise MotionFault(wanted.fault)
+        if wanted.goal is None:
+            return held
+        if self._guarded:
+            refusal = self._guard.refusal(wanted.goal, observation.state)
+            if refusal is not None:
+                raise FirstMoveRefused(refusal)
+        if self._ramp is None:
+            distance = float(np.max(np.abs(wanted.goal - held)))
+            needed_s = SMOOTHSTEP_PEAK * distance / self._settings.first_move_speed_per_s
+            self._ramp = Ramp(max(self._settings.ramp_s, needed_s))
+            self._ramp.start(held, now_s)
+        return wanted.goal
+
+    def _ramped(self, goal: Vector, now_s: float) -> Vector:
+        return goal if self._ramp is None else self._ramp.apply(goal, now_s)
+
+    def _dt_s(self) -> float:
+        """Time since the last goal, bounded."""
+        now_s = self._clock()
+        period_s = 1.0 / self._settings.fps
+        passed_s = period_s if self._last_s is None else now_s - self._last_s
+        self._last_s = now_s
+        return min(passed_s, MAX_DT_PERIODS * period_s)
+
+
+def _lost(error: BusError) -> str:
+    if isinstance(error, Unplugged):
+        return f"follower unplugged: {error}"
+    return f"follower lost: {error}"

@@ -1,0 +1,47 @@
+"""What can go wrong in the agent. Each error is also the standard exception it resembles."""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """Base of every error the agent raises. Its text is one clear line for the operator."""
+
+
+class ConfigError(AgentError, ValueError):
+    """The configuration file is missing, is not TOML, or has a key or value that is not allowed."""
+
+
+class LinkClosed(AgentError, EOFError):
+    """The process at the other end of a supervisor link is gone."""
+
+
+class BadLinkMessage(AgentError, ValueError):
+    """A line on a supervisor link is not a JSON object with a `kind`, or is too long."""
+
+
+class JournalError(AgentError, OSError):
+    """An episode could not be written, finished or discarded."""
+
+
+class BadJournal(AgentError, ValueError):
+    """A file is not an episode journal, or is damaged before its first sample."""
+
+
+class Refused(AgentError, RuntimeError):
+    """A command does not fit the present state, or what it asks for is not possible now."""
+
+
+class ProcessUnavailable(Refused):
+    """A command needs a child process that is not running or does not answer."""
+
+
+class AgentClientError(AgentError):
+    """A request to the agent had no success."""
+
+
+class AgentUnreachable(AgentClientError, ConnectionError):
+    """No agent answers on the socket."""
+
+
+class RequestFailed(AgentClientError, RuntimeError):
+    """The agent answered a request with an error; the text is the agent's own line."""

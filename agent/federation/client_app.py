@@ -1,0 +1,241 @@
+"""Our Flower client app: three questions answered out of the training exchange. numpy only.
+
+    statistics  ->  the sketch that ingest wrote
+    train       ->  the newest contribution ("anytime"), or an order to the trainer and its result
+                    ("window"): partial work counts, with its real number of steps
+    install     ->  the new base for the trainer, acknowledged by its digest
+
+Work is merged once. With a new base comes the digest of the base from which this robot's work went
+into it; a further snapshot from that old base holds the same work and is declined until the
+trainer has moved on. Work that came too late for a round is not lost: it may be offered again.
+
+Run as a process beside the SuperNode:
+    python -m agent.federation.client_app --runtime HOST:PORT --secret FILE
+        --exchange FOLDER --parent PID
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import RecordDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agent.federation.errors import Refusal
+from agent.training.errors import BadExchangeFile, TrainingError
+from agent.training.exchange import BaseInfo, Contribution, TrainingExchange, WorkOrder
+from policy.weights import Weights
+from protocol.durable import write_durable
+from protocol.errors import ProtocolError
+from protocol.flower import (
+    INSTALL,
+    MAX_SKETCH_BYTES,
+    STATISTICS,
+    TRAIN,
+    InstallReply,
+    InstallRequest,
+    StatisticsReply,
+    StatisticsRequest,
+    TrainReply,
+    TrainRequest,
+    pack,
+    unpack,
+)
+from protocol.update import UpdateLimits, decode_update, encode_update, fits_float16
+
+MAX_BASE_BYTES = 2 << 30
+MERGED_NAME = "merged.json"
+ORDER_POLL_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+class Merged(BaseModel):
+    """The base of this robot's work that went into the aggregate of `round`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_digest: str
+    round: int
+
+
+class ClientApp:
+    """Answers Flower messages. `unix_s` is the wall clock of this host, `sleep_s` waits."""
+
+    def __init__(
+        self,
+        exchange: TrainingExchange,
+        unix_s: Callable[[], float] = time.time,
+        sleep_s: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._exchange = exchange
+        self._unix_s = unix_s
+        self._sleep_s = sleep_s
+        self._merged_path = exchange.folder / MERGED_NAME
+
+    def handle(self, message_type: str, content: RecordDict) -> RecordDict:
+        """Content of the reply; raises Refusal with the one line for the coordinator."""
+        handlers = {STATISTICS: self._statistics, TRAIN: self._train, INSTALL: self._install}
+        handler = handlers.get(message_type)
+        if handler is None:
+            raise Refusal(f"unknown message type {message_type!r:.60}")
+        try:
+            return handler(content)
+        except (ProtocolError, TrainingError) as error:
+            raise Refusal(f"{message_type}: {error}"[:300]) from error
+
+    def _statistics(self, content: RecordDict) -> RecordDict:
+        unpack(StatisticsRequest, content, 0)
+        sketch = self._exchange.sketch()
+        if sketch is None:
+            raise Refusal("no statistics yet: nothing was recorded and ingested")
+        blob = json.dumps(sketch, separators=(",", ":"), allow_nan=False).encode()
+        if len(blob) > MAX_SKETCH_BYTES:
+            raise Refusal(f"the sketch has {len(blob)} bytes; {MAX_SKETCH_BYTES} are allowed")
+        return pack(StatisticsReply(), blob)
+
+    def _train(self, content: RecordDict) -> RecordDict:
+        request, _ = unpack(TrainRequest, content, 0)
+        if request.local_work == "window":
+            meta, delta = self._ordered_work(request)
+        else:
+            meta, delta = self._newest_work()
+        if meta.steps < 1:
+            raise Refusal("nothing gained yet: the trainer has made no step from its base")
+        self._decline_merged_work(meta)
+        reply = TrainReply(
+            base_digest=meta.base_digest,
+            base_round=meta.base_round,
+            steps=meta.steps,
+            examples=meta.examples,
+            loss=meta.loss,
+            window_id=meta.window_id,
+            sequence=meta.sequence,
+        )
+        precision = request.precision if fits_float16(delta) else "float32"
+        return pack(reply, encode_update(delta, precision=precision))
+
+    def _newest_work(self) -> tuple[Contribution, Weights]:
+        found = self._exchange.contribution()
+        if found is None:
+            raise Refusal("nothing gained yet: the trainer has not published a contribution")
+        return found
+
+    def _ordered_work(self, request: TrainRequest) -> tuple[Contribution, Weights]:
+        """Give the order, wait until it is done or the time is up, take what there is."""
+        if request.window_id is None or not request.steps:
+            raise Refusal("a window's work needs its id and its number of steps")
+        info = self._exchange.base_info()
+        if info is None or info.digest != request.base_digest:
+            raise Refusal(f"the base of the window, {request.base_digest[:12]}, is not installed")
+        deadline_unix_s = self._unix_s() + request.time_s
+        self._exchange.order_work(
+            WorkOrder(
+                window_id=request.window_id,
+                base_digest=request.base_digest,
+                steps=request.steps,
+                proximal_mu=request.proximal_mu,
+                deadline_unix_s=deadline_unix_s,
+            )
+        )
+        try:
+            while self._unix_s() < deadline_unix_s:
+                done = self._exchange.contribution_info()
+                if done and done.window_id == request.window_id and done.steps >= request.steps:
+                    break
+                self._sleep_s(ORDER_POLL_S)
+            meta, delta = self._newest_work()
+        finally:
+            self._exchange.clear_work_order()
+        if meta.window_id != request.window_id:
+            raise Refusal("the trainer did no work in this window: was the robot in use?")
+        return meta, delta
+
+    def _decline_merged_work(self, meta: Contribution) -> None:
+        merged = self._merged()
+        base = self._exchange.base_info()
+        if merged is None or base is None:
+            return
+        if meta.base_digest == merged.base_digest and base.digest != meta.base_digest:
+            raise Refusal(
+                f"nothing new: work from base {meta.base_digest[:12]} went into round "
+                f"{merged.round}, and the trainer is not on the new base yet"
+            )
+
+    def _merged(self) -> Merged | None:
+        try:
+            return Merged.model_validate_json(self._merged_path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise Refusal(f"{self._merged_path.name} is damaged; delete it") from error
+
+    def _install(self, content: RecordDict) -> RecordDict:
+        request, blob = unpack(InstallRequest, content, MAX_BASE_BYTES)
+        try:
+            info = BaseInfo.model_validate(request.info)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise Refusal(f"install: {where}: {first['msg']}") from error
+        if info.digest != request.base_digest:
+            raise Refusal("install: the base's description carries another digest")
+        if request.merged_base is not None:
+            # First: should the installation fail, the old base stays and nothing is declined.
+            merged = Merged(base_digest=request.merged_base, round=request.round)
+            write_durable(self._merged_path, merged.model_dump_json().encode())
+        if self._present_base() != info:
+            update = decode_update(blob, UpdateLimits(max_payload_bytes=MAX_BASE_BYTES))
+            self._exchange.install_base(update.weights, info)
+            logger.info("installed base %s of round %d", info.digest[:12], info.round)
+        return pack(InstallReply(base_digest=info.digest))
+
+    def _present_base(self) -> BaseInfo | None:
+        try:
+            return self._exchange.base_info()
+        except BadExchangeFile as error:
+            logger.warning("%s; replaced by the new base", error)
+            return None
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until the parent ends or SIGTERM comes."""
+    # Here, so that the handlers above can be used and tested without Flower's internals.
+    from agent.federation.flower_runtime import POLL_PERIOD_S, TaskServer, die_with_parent
+
+    parser = argparse.ArgumentParser(prog="agent.federation.client_app")
+    parser.add_argument("--runtime", required=True, help="the SuperNode's Runtime API, host:port")
+    parser.add_argument("--secret", required=True, type=Path)
+    parser.add_argument("--exchange", required=True, type=Path)
+    parser.add_argument("--parent", required=True, type=int)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    die_with_parent()
+    stop = False
+
+    def on_term(_number: int, _frame: object) -> None:
+        nonlocal stop
+        stop = True
+
+    signal.signal(signal.SIGTERM, on_term)
+    app = ClientApp(TrainingExchange(options.exchange))
+    server = TaskServer(options.runtime, options.secret.read_bytes(), app.handle)
+    while not stop and os.getppid() == options.parent:
+        status = server.serve_one()
+        if status is None:
+            time.sleep(POLL_PERIOD_S)
+        elif status != 0:
+            logger.error("a client app task ended with %d", status)
+    server.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

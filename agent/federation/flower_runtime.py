@@ -1,0 +1,194 @@
+"""Everything of Flower's internals that the robot's side needs, in one file, for one version.
+
+Flower's SuperNode runs with `--isolation process`: it keeps each message until somebody asks its
+loopback Runtime API for a task. That somebody is this file, and so our own client app answers from
+the installed package; the app bundle that travels with a run is never unpacked, let alone run.
+
+- The task's identity is global to a process in Flower, hence one forked child a task. The parent
+  has everything imported and stays warm; a fork costs milliseconds.
+- The client that runs a task has no retry invoker: Flower's sends SIGINT to its own process on any
+  401. What still raises SIGINT (a heartbeat of a task that is over) ends the child alone.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import flwr
+import httpx
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from agent.federation.errors import FlowerVersionError, Refusal, RuntimeRefused
+
+FLWR_VERSION = "1.41.0"
+if flwr.__version__ != FLWR_VERSION:
+    raise FlowerVersionError(
+        f"flwr {flwr.__version__} is installed; armada needs exactly {FLWR_VERSION} "
+        f"(pip install flwr=={FLWR_VERSION})"
+    )
+
+ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
+PR_SET_PDEATHSIG = 1
+POLL_PERIOD_S = 0.25
+MAX_TASK_S = 86_400.0
+FAILED_REPLY = "the client app failed; its log on the robot says why"
+
+Handler = Callable[[str, RecordDict], RecordDict]
+logger = logging.getLogger(__name__)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the thread that started this process ends (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def run_supernode(arguments: Sequence[str]) -> None:
+    """Be Flower's SuperNode: its own command, in this process, until it ends."""
+    from flwr.supernode.cli.flower_supernode import flower_supernode  # heavy; not for the client
+
+    sys.argv = ["flower-supernode", *arguments]
+    flower_supernode()
+
+
+class TaskServer:
+    """Takes tasks from the SuperNode beside us and answers each in a forked child.
+
+    `handle(message_type, content)` returns the content of the reply, or raises Refusal with the
+    one line that the coordinator shall read.
+    """
+
+    def __init__(self, runtime_address: str, secret: bytes, handle: Handler) -> None:
+        self._address = runtime_address
+        self._handle = handle
+        self._client = RuntimeHttpClient.from_server_address(
+            server_address=runtime_address,
+            insecure=True,  # loopback, and the secret signs the request
+            root_certificates=None,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+                SuperExecAuthHttpInterceptor(
+                    master_secret=secret, protected_methods={ACQUIRE_METHOD}
+                ),
+            ],
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def serve_one(self) -> int | None:
+        """Answer the next task if there is one; its child's exit status, or None.
+
+        Raises RuntimeRefused if the SuperNode does not accept our secret. A SuperNode that is not
+        there (yet) counts as no task.
+        """
+        # An agent app is never ours, but unclaimed it would block the SuperNode for ever.
+        types = [TaskType.CLIENT_APP, TaskType.AGENT_APP]
+        try:
+            response = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=types))
+        except httpx.TransportError:
+            return None
+        except httpx.HTTPStatusError as error:
+            if error.response.is_server_error:
+                return None
+            raise RuntimeRefused(
+                f"SuperNode at {self._address} refuses this client: HTTP "
+                f"{error.response.status_code}; restart the agent's federation"
+            ) from error
+        if not response.HasField("task") or not response.token:
+            return None
+        return self._in_child(response.token)
+
+    def _in_child(self, token: str) -> int:
+        parent = os.getpid()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                die_with_parent()
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                if os.getppid() == parent:
+                    _answer(self._address, token, self._handle)
+                    status = 0
+            except BaseException:
+                logger.exception("client app task failed")
+                raise
+            finally:
+                logging.shutdown()
+                os._exit(status)
+        return _wait(child, MAX_TASK_S)
+
+
+def _wait(child: int, limit_s: float) -> int:
+    """Exit code of a forked child; killed when it is over its limit."""
+    deadline = time.monotonic() + limit_s
+    pause_s = 0.005
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.1)
+
+
+def _answer(address: str, token: str, handle: Handler) -> None:
+    """One task: message in, reply out. The app bundle that comes along is dropped unread."""
+    client = RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,
+        root_certificates=None,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+            RuntimeTokenHttpInterceptor(token),
+        ],
+    )
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat.start()
+    message, context, _run, _bundle = pull_task_input(client)
+    failed = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, FAILED_REPLY)
+    reply = Message(failed, reply_to=message)
+    outcome, details = SubStatus.FAILED, FAILED_REPLY
+    try:
+        reply = Message(handle(message.metadata.message_type, message.content), reply_to=message)
+        outcome, details = SubStatus.COMPLETED, ""
+    except Refusal as refusal:
+        logger.info("declined %s: %s", message.metadata.message_type, refusal)
+        code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        reply = Message(Error(code, str(refusal)), reply_to=message)
+        outcome, details = SubStatus.COMPLETED, ""
+    finally:
+        push_message(client, reply, context)
+        push_task_output(client, context, outcome, details)
+        client.close()
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """`python -m agent.federation.flower_runtime PARENT ARGS`: Flower's SuperNode as a child of
+    the process PARENT, ending with it."""
+    die_with_parent()
+    if os.getppid() != int(arguments[0]):
+        sys.exit(1)
+    run_supernode(arguments[1:])
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,108 @@
+"""The process table: what runs beside the supervisor, when, and what happens otherwise."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agent.config import AgentConfig
+from agent.machine import Permissions
+
+Predicate = Callable[[Permissions], bool]
+
+
+def always(permissions: Permissions) -> bool:
+    """Whatever the state."""
+    return permissions.always
+
+
+def idle(permissions: Permissions) -> bool:
+    """Nobody wants the robot."""
+    return permissions.idle
+
+
+def rollout_armed(permissions: Permissions) -> bool:
+    """From arming a policy to disarming it."""
+    return permissions.rollout_armed
+
+
+def never(permissions: Permissions) -> bool:
+    """Not configured."""
+    return False
+
+
+@dataclass(frozen=True)
+class ProcessRow:
+    """One process.
+
+    `otherwise` says what becomes of it when it may not run: `freeze` stops its whole process group
+    by SIGSTOP and lets it go on later; `stop` ends it. `parent_death_signal` is what the kernel
+    sends it if the supervisor dies. `silence_s` is the longest time without a heartbeat, counted
+    from the first one and not while frozen.
+    """
+
+    name: str
+    module: str
+    runs: Predicate
+    otherwise: Literal["freeze", "stop"] = "stop"
+    nice: int = 0
+    silence_s: float = 60.0
+    stop_grace_s: float = 3.0
+    parent_death_signal: signal.Signals = signal.SIGKILL
+
+    def command(self, config_path: Path, parent_pid: int) -> list[str]:
+        """The command line: the launcher binds the child to its parent, then becomes the module."""
+        launcher = [sys.executable, "-m", "agent.launch", str(parent_pid)]
+        settings = [str(int(self.parent_death_signal)), str(self.nice)]
+        return [*launcher, *settings, self.module, "--config", str(config_path)]
+
+
+def process_table(config: AgentConfig) -> tuple[ProcessRow, ...]:
+    """The rows for this configuration, in the order in which they are frozen and started."""
+    return (
+        ProcessRow(
+            name="trainer",
+            module="agent.training.trainer",
+            runs=idle if config.training.enabled else never,
+            otherwise="freeze",
+            nice=config.training.nice,
+            silence_s=600.0,  # exporting the baseline to ONNX takes minutes on a small host
+        ),
+        ProcessRow(
+            name="ingest",
+            module="agent.training.ingest",
+            runs=idle,
+            otherwise="freeze",
+            nice=5,
+            silence_s=300.0,  # a long episode's video
+        ),
+        ProcessRow(
+            name="control",
+            module="agent.control.process",
+            runs=always,
+            silence_s=5.0,
+            stop_grace_s=15.0,  # it parks the arm first
+            # If the supervisor dies the arm must still be parked: a word, not an axe.
+            parent_death_signal=signal.SIGTERM,
+        ),
+        ProcessRow(
+            name="inference",
+            module="agent.rollout.inference",
+            runs=rollout_armed,
+            silence_s=30.0,
+            stop_grace_s=1.0,
+        ),
+        ProcessRow(
+            name="federation",
+            module="agent.federation.process",
+            runs=always if config.federation is not None else never,
+            nice=5,
+            silence_s=120.0,
+            stop_grace_s=6.0,  # it ends its SuperNode and says goodbye to the broker
+            parent_death_signal=signal.SIGTERM,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Recording: one append-only journal file an episode."""

@@ -1,0 +1,1 @@
+"""Driving the arm by a policy that runs in another process, and keeping policies."""

@@ -1,0 +1,279 @@
+"""The durable seam between the trainer and the federation processes. numpy only.
+
+Every file is replaced as a whole (temporary file, fsync, rename), so a reader in another process
+never sees half of one, and a kill leaves the old or the new. Weights and the facts about them lie
+in one safetensors file, because two files cannot be replaced at one instant.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent.training.errors import BadBase, BadExchangeFile
+from policy.durable import write_durably
+from policy.errors import BadWeights, PolicyError
+from policy.statistics import Normalizer, Sketch
+from policy.weights import (
+    Array,
+    Weights,
+    load_metadata,
+    load_weights_with_metadata,
+    save_weights,
+    weights_digest,
+)
+
+_META = "armada.meta"
+_HELD_OUT_KEPT = 256  # rounds whose evaluation is remembered
+
+type Stamp = tuple[int, int, int]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls, path: Path, text: str | bytes) -> Self:
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "whole"
+            raise BadExchangeFile(f"{path}: {where}: {first['msg']}") from error
+
+
+class BaseInfo(_Record):
+    """What a base is: weights that the whole fleet starts from, with the fleet's normaliser."""
+
+    digest: str  # weights_digest of the weights
+    round: int = Field(ge=0)
+    spec: dict[str, Any]  # PolicySpec.to_json()
+    normalizer: dict[str, Any]  # Normalizer.to_json()
+    normalizer_digest: str
+    proximal_mu: float = Field(default=0.0, ge=0.0)  # FedProx; 0 is plain local training
+    fleet: str = ""
+    max_local_steps: int | None = Field(default=None, gt=0)
+
+
+class Contribution(_Record):
+    """What local training gained since a base, and how it was gained."""
+
+    base_digest: str
+    base_round: int
+    steps: int = Field(ge=0)  # optimiser steps since the base
+    examples: int = Field(ge=0)  # training frames of this robot
+    loss: float  # mean training loss since the last snapshot
+    window_id: str | None = None  # set when a work order asked for it
+    sequence: int = Field(ge=0)  # grows with every snapshot of this robot
+
+
+class WorkOrder(_Record):
+    """A synchronous round's demand: train so many steps from this base, by this time."""
+
+    window_id: str
+    base_digest: str
+    steps: int = Field(gt=0)
+    proximal_mu: float = Field(default=0.0, ge=0.0)
+    deadline_unix_s: float
+
+
+class HeldOutResult(_Record):
+    """Error of a base on episodes that this robot never trains from."""
+
+    action_mae: float  # in raw joint units, mean over joints, chunk and frames
+    loss: float
+    frames: int
+    round: int
+
+
+class TrainingProgress(_Record):
+    """What the trainer is doing, for the status."""
+
+    steps_total: int = 0
+    examples_total: int = 0
+    base_digest: str | None = None
+    base_round: int | None = None
+    steps_since_base: int = 0
+    loss: float | None = None
+    phase: str = "waiting"  # waiting, baseline, training, resting
+    reason: str = ""  # why it waits or rests
+    baseline: dict[str, Any] | None = None
+
+
+class TrainingExchange:
+    """Files in one folder. Readers and writers may be different processes.
+
+    Read methods return None when nothing was published yet; they raise BadExchangeFile when a
+    file is damaged. Write methods raise OSError when the disk refuses.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._base = self.folder / "base.safetensors"
+        self._contribution = self.folder / "contribution.safetensors"
+        self._order = self.folder / "work_order.json"
+        self._held_out = self.folder / "held_out.json"
+        self._sketch = self.folder / "sketch.json"
+        self._progress = self.folder / "progress.json"
+
+    # --- base: written by the federation, read by the trainer ---
+
+    def install_base(self, weights: Mapping[str, Array], info: BaseInfo) -> None:
+        """Make ``weights`` the base. Raises BadBase unless digests fit; the old base then stays."""
+        actual = weights_digest(weights)
+        if actual != info.digest:
+            raise BadBase(f"base of round {info.round}: digest {actual[:12]}, not {info.digest}")
+        try:
+            normalizer = Normalizer.from_json(info.normalizer)
+        except PolicyError as error:
+            raise BadBase(f"base of round {info.round}: {error}") from error
+        if normalizer.digest() != info.normalizer_digest:
+            raise BadBase(f"base of round {info.round}: the normaliser is not the one announced")
+        save_weights(self._base, weights, {_META: info.model_dump_json()})
+
+    def base(self) -> tuple[BaseInfo, Weights] | None:
+        """The installed base, verified against its digest."""
+        loaded = self._load(self._base)
+        if loaded is None:
+            return None
+        weights, text = loaded
+        info = BaseInfo.read(self._base, text)
+        if weights_digest(weights) != info.digest:
+            raise BadExchangeFile(f"{self._base}: weights do not fit their digest")
+        return info, weights
+
+    def base_info(self) -> BaseInfo | None:
+        """Only the facts; no tensor is read."""
+        text = self._load_meta(self._base)
+        return None if text is None else BaseInfo.read(self._base, text)
+
+    def base_stamp(self) -> Stamp | None:
+        """Changes whenever a base is installed; one stat call, for a look between two steps."""
+        return _stamp(self._base)
+
+    # --- contribution: written by the trainer, read by the federation ---
+
+    def publish_contribution(self, delta: Mapping[str, Array], meta: Contribution) -> None:
+        """Replace the snapshot of what was gained; ``delta`` is weights minus base."""
+        save_weights(self._contribution, delta, {_META: meta.model_dump_json()})
+
+    def contribution(self) -> tuple[Contribution, Weights] | None:
+        """The newest snapshot: its facts and the delta."""
+        loaded = self._load(self._contribution)
+        if loaded is None:
+            return None
+        weights, text = loaded
+        return Contribution.read(self._contribution, text), weights
+
+    def contribution_info(self) -> Contribution | None:
+        """Only the facts; no tensor is read."""
+        text = self._load_meta(self._contribution)
+        return None if text is None else Contribution.read(self._contribution, text)
+
+    # --- work order: written by the federation, read by the trainer ---
+
+    def order_work(self, order: WorkOrder) -> None:
+        """Ask the trainer for a synchronous round's work; replaces an earlier order."""
+        write_durably(self._order, order.model_dump_json().encode())
+
+    def work_order(self) -> WorkOrder | None:
+        """The order in force, if any."""
+        content = _read(self._order)
+        return None if content is None else WorkOrder.read(self._order, content)
+
+    def order_stamp(self) -> Stamp | None:
+        """Changes whenever an order is given or cleared."""
+        return _stamp(self._order)
+
+    def clear_work_order(self) -> None:
+        """Withdraw the order; none in force is fine."""
+        self._order.unlink(missing_ok=True)
+
+    # --- evaluation, statistics and progress: written by ingest and the trainer ---
+
+    def held_out(self) -> dict[str, HeldOutResult]:
+        """Base digest -> held-out error, oldest first."""
+        content = _read(self._held_out)
+        if content is None:
+            return {}
+        try:
+            table = json.loads(content)
+            return {
+                str(digest): HeldOutResult.read(self._held_out, json.dumps(result))
+                for digest, result in table.items()
+            }
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise BadExchangeFile(f"{self._held_out}: not a JSON object ({error})") from error
+
+    def publish_held_out(self, base_digest: str, result: HeldOutResult) -> None:
+        """Add or replace the result of one base."""
+        results = self.held_out()
+        results.pop(base_digest, None)
+        results[base_digest] = result
+        newest = list(results.items())[-_HELD_OUT_KEPT:]
+        text = json.dumps({digest: entry.model_dump() for digest, entry in newest})
+        write_durably(self._held_out, text.encode())
+
+    def publish_sketch(self, sketch: Sketch | Mapping[str, Any]) -> None:
+        """Replace the sketch of this robot's training episodes."""
+        data = sketch.to_json() if isinstance(sketch, Sketch) else dict(sketch)
+        write_durably(self._sketch, json.dumps(data).encode())
+
+    def sketch(self) -> dict[str, Any] | None:
+        """The sketch as plain JSON values, for ``policy.statistics.Sketch.from_json``."""
+        content = _read(self._sketch)
+        if content is None:
+            return None
+        try:
+            return dict(json.loads(content))
+        except (json.JSONDecodeError, TypeError, ValueError) as error:
+            raise BadExchangeFile(f"{self._sketch}: not a JSON object ({error})") from error
+
+    def publish_progress(self, progress: TrainingProgress) -> None:
+        """Replace the trainer's progress."""
+        write_durably(self._progress, progress.model_dump_json().encode())
+
+    def progress(self) -> TrainingProgress | None:
+        """The trainer's newest progress."""
+        content = _read(self._progress)
+        return None if content is None else TrainingProgress.read(self._progress, content)
+
+    def _load(self, path: Path) -> tuple[Weights, str] | None:
+        if not path.exists():
+            return None
+        try:
+            weights, metadata = load_weights_with_metadata(path)
+        except BadWeights as error:
+            raise BadExchangeFile(str(error)) from error
+        return weights, _meta_of(path, metadata)
+
+    def _load_meta(self, path: Path) -> str | None:
+        if not path.exists():
+            return None
+        try:
+            return _meta_of(path, load_metadata(path))
+        except BadWeights as error:
+            raise BadExchangeFile(str(error)) from error
+
+
+def _meta_of(path: Path, metadata: Mapping[str, str]) -> str:
+    if _META not in metadata:
+        raise BadExchangeFile(f"{path}: no metadata in it")
+    return metadata[_META]
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size

@@ -1,0 +1,27 @@
+"""What can go wrong between the coordinator and Flower."""
+
+from coordinator.errors import CoordinatorError
+
+
+class FederationError(CoordinatorError):
+    """Base of what the Flower side of the coordinator raises."""
+
+
+class FlowerVersionError(FederationError, ImportError):
+    """The installed flwr is not the one version that this package was written against."""
+
+
+class SuperLinkUnreachable(FederationError, ConnectionError):
+    """No SuperLink answers at the address, or TLS with it fails."""
+
+
+class SuperLinkRefused(FederationError, PermissionError):
+    """The SuperLink answered, and said no."""
+
+
+class UnknownStrategy(FederationError, ValueError):
+    """A strategy name that is not in the table, a parameter it lacks, or too few replies for it."""
+
+
+class RoundFailed(FederationError, RuntimeError):
+    """A round that cannot give an aggregate; the text is the reason in the round's result."""

@@ -1,0 +1,93 @@
+"""The coordinator's machine in the local fleet: own CA, mosquitto, SuperLink, coordinator."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.local_fleet.errors import LocalFleetError
+from deploy.local_fleet.processes import ProcessGroup
+from deploy.local_fleet.robot import ARMADA
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on; all held at once, so that they differ."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def mosquitto_binary() -> str:
+    """Debian keeps the broker in /usr/sbin, which is on no ordinary user's PATH."""
+    found = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if found is None:
+        raise LocalFleetError("mosquitto is not installed: run 'make install'")
+    return found
+
+
+@dataclass
+class CoordinatorSite:
+    """The server's folder and its three processes."""
+
+    folder: Path
+    group: ProcessGroup
+    settings: dict[str, dict[str, Any]]
+
+    def prepare(self, robot_bundles: dict[str, Path]) -> None:
+        """Make the CA, the servers' certificates, and one enrolment for each robot."""
+        mqtt, superlink, https = free_ports(3)
+        self._run("init", "--dir", str(self.folder), "--host", "127.0.0.1",
+                  "--mqtt-port", str(mqtt), "--superlink-port", str(superlink),
+                  "--https-port", str(https))  # fmt: skip
+        path = self.folder / "coordinator.toml"
+        path.write_text(with_settings(path.read_text(), self.settings))
+        for robot_id, bundle in robot_bundles.items():
+            self._run("enrol", robot_id, "--dir", str(self.folder), "--out", str(bundle))
+
+    def start(self) -> None:
+        """Start broker, SuperLink and coordinator: the commands that the units start."""
+        mosquitto_config = self.folder / "mosquitto" / "mosquitto.conf"
+        self.group.start("mosquitto", [mosquitto_binary(), "-c", str(mosquitto_config)])
+        self.group.start(
+            "superlink", [*ARMADA, "coordinator", "superlink", "--dir", str(self.folder)]
+        )
+        self.group.start("coordinator", [*ARMADA, "coordinator", "run", "--dir", str(self.folder)])
+
+    def _run(self, *arguments: str) -> None:
+        done = subprocess.run(
+            [*ARMADA, "coordinator", *arguments], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise LocalFleetError(f"armada coordinator {arguments[0]}: {done.stderr.strip()}")
+
+
+def with_settings(toml: str, settings: dict[str, dict[str, Any]]) -> str:
+    """Replace values in a generated configuration, table by table; a key must exist there.
+
+    Raises:
+        LocalFleetError: the configuration has no such table or key.
+    """
+    lines = toml.splitlines()
+    for table, values in settings.items():
+        start = _index(lines, f"[{table}]", 0, len(lines))
+        later_tables = (i for i in range(start + 1, len(lines)) if lines[i].startswith("["))
+        end = next(later_tables, len(lines))
+        for key, value in values.items():
+            lines[_index(lines, key, start, end)] = f"{key} = {json.dumps(value)}"
+    return "\n".join(lines) + "\n"
+
+
+def _index(lines: Sequence[str], what: str, start: int, end: int) -> int:
+    pattern = re.compile(rf"^#?\s*{re.escape(what)}\s*(=|$)")
+    for index in range(start, end):
+        if pattern.match(lines[index]):
+            return index
+    raise LocalFleetError(f"the coordinator's configuration has no {what}")

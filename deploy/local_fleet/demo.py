@@ -1,0 +1,225 @@
+"""The story of the demo: a demonstration, a contribution and a release, on a whole local fleet."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.client import AgentClientError
+from deploy.local_fleet.coordinator_site import CoordinatorSite
+from deploy.local_fleet.errors import Interrupted, LocalFleetError
+from deploy.local_fleet.findings import robot_report
+from deploy.local_fleet.plan import make_plan
+from deploy.local_fleet.processes import ProcessGroup
+from deploy.local_fleet.report import Report
+from deploy.local_fleet.robot import RobotSite
+
+WALKS = ("demonstration", "contribution", "release")
+AGENT_GRACE_S = 15.0  # time to park before torque-off
+GRACE_S = 5.0
+POLL_S = 0.25
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Size of the demo. The policy is small enough to learn on two cores in minutes."""
+
+    robots: int = 3
+    episodes: int = 16
+    rounds: int = 6
+    steps_per_round: int = 350
+    trials_per_sector: int = 2
+    trial_s: float = 6.0
+    seed: int = 7
+
+    @property
+    def local_steps(self) -> int:
+        """The local-only baseline trains for as many steps as a robot does over all rounds."""
+        return self.rounds * self.steps_per_round
+
+    def coordinator(self) -> dict[str, dict[str, Any]]:
+        """Values for the coordinator's configuration."""
+        return {
+            "campaign": {
+                "rounds": self.rounds,
+                "min_agents": self.robots,
+                "min_episodes": self.episodes - 2,
+                "max_local_steps": self.steps_per_round,
+                "release_every_rounds": max(1, self.rounds // 2),
+            },
+        }
+
+
+@dataclass
+class Demo:
+    """A running demo. `view` is what a progress display may show at any time."""
+
+    settings: DemoSettings
+    folder: Path
+    say: Callable[[str], None]
+    stopping: threading.Event = field(default_factory=threading.Event)
+    robots: list[RobotSite] = field(default_factory=list)
+    walks: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(WALKS, False))
+    seconds: dict[str, float] = field(default_factory=dict)
+    phase: str = "starting"
+    fleet_status: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._start_s = time.monotonic()
+        self.group = ProcessGroup(self.folder / "log")
+        self.coordinator = CoordinatorSite(
+            self.folder / "coordinator", self.group, self.settings.coordinator()
+        )
+
+    def run(self) -> Report:
+        """All three walks, then the report. Every process has ended when this returns or raises.
+
+        Raises:
+            LocalFleetError: a walk could not be completed; says where.
+        """
+        try:
+            self._start()
+            self._phase("demonstration", self._demonstrate)
+            self._phase("contribution", self._contribute)
+            self._phase("release", self._release)
+            return self._report()
+        finally:
+            self._stop()
+
+    def _phase(self, walk: str, step: Callable[[], None]) -> None:
+        self.phase = walk
+        before_s = time.monotonic()
+        step()
+        self.seconds[walk] = time.monotonic() - before_s
+        self.walks[walk] = True
+
+    def _start(self) -> None:
+        before_s = time.monotonic()
+        settings = self.settings
+        for plan in make_plan(
+            settings.robots, settings.episodes, settings.trials_per_sector, ("local", "active"),
+            settings.seed,
+        ):  # fmt: skip
+            self.robots.append(
+                RobotSite(
+                    plan, self.folder / plan.robot_id, self.group, self.stopping.is_set,
+                    settings.local_steps,
+                )
+            )  # fmt: skip
+        for robot in self.robots:
+            robot.start_twin()
+        self.coordinator.prepare({robot.robot_id: robot.bundle for robot in self.robots})
+        self.coordinator.start()
+        for robot in self.robots:
+            self.group.wait_until(f"{robot.robot_id}'s twin", robot.twin_ready, 60.0)
+            robot.start_agent()
+        for robot in self.robots:
+            self.group.wait_until(f"{robot.robot_id}'s agent", lambda r=robot: _up(r), 60.0)
+        self.seconds["start"] = time.monotonic() - before_s
+
+    def _demonstrate(self) -> None:
+        self.say("calibrating, then recording: leader -> agent -> follower")
+        self._together(lambda robot: (robot.calibrate(), robot.record()))
+
+    def _contribute(self) -> None:
+        self.say("training while idle; windows and Flower rounds")
+
+        def finished() -> bool | None:
+            self._stop_if_asked()
+            self.fleet_status = self.coordinator.status()
+            self._watch_agents()
+            return True if self.fleet_status["campaign"]["phase"] == "finished" else None
+
+        self.group.wait_until("the campaign", finished, 420.0)
+
+    def _release(self) -> None:
+        newest = self.fleet_status["releases"][-1]["version"]
+        self.say(f"release {newest}: every robot qualifies it, then drives its arm with it")
+        for robot in self.robots:
+            self.group.wait_until(
+                f"{robot.robot_id} to qualify release {newest}",
+                lambda r=robot: _uses(r, newest),
+                60.0,
+            )
+        self._together(lambda robot: robot.try_policies(self.settings.trial_s))
+
+    def _together(self, step: Callable[[RobotSite], Any]) -> None:
+        """One person a robot, all at once; the first failure stops the others and is raised."""
+        failed = threading.Event()
+        for robot in self.robots:
+            robot.stopping = lambda: self.stopping.is_set() or failed.is_set()
+
+        def work(robot: RobotSite) -> None:
+            try:
+                step(robot)
+            except (LocalFleetError, AgentClientError):
+                failed.set()
+                raise
+
+        with ThreadPoolExecutor(len(self.robots)) as people:
+            futures = [people.submit(work, robot) for robot in self.robots]
+            try:
+                while not all(future.done() for future in futures):
+                    self.group.check()
+                    time.sleep(POLL_S)
+            except BaseException:
+                failed.set()
+                raise
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        self._stop_if_asked()
+        for error in sorted(errors, key=lambda each: isinstance(each, Interrupted)):
+            raise error
+
+    def _watch_agents(self) -> None:
+        for robot in self.robots:
+            robot.watch()
+
+    def _stop_if_asked(self) -> None:
+        if self.stopping.is_set():
+            raise Interrupted("stopped on request")
+
+    def _report(self) -> Report:
+        self.fleet_status = self.coordinator.status()
+        self.seconds["total"] = time.monotonic() - self._start_s
+        rounds = [r for r in self.fleet_status["rounds"] if r["kind"] == "train"]
+        return Report(
+            walks=dict(self.walks),
+            seconds={name: round(value, 1) for name, value in self.seconds.items()},
+            windows=len(self.fleet_status["windows"]),
+            rounds=len(rounds),
+            releases=len(self.fleet_status["releases"]),
+            robots=tuple(robot_report(robot, self.fleet_status) for robot in self.robots),
+            trials=tuple(trial for robot in self.robots for trial in robot.trials),
+        )
+
+    def _stop(self) -> None:
+        self.phase = "stopping"
+        agents = [r.agent_process for r in self.robots if r.agent_process is not None]
+        killed = self.group.stop(agents, AGENT_GRACE_S) + self.group.stop_all(GRACE_S)
+        if killed:
+            self.say(f"had to be killed: {', '.join(killed)}")
+
+
+def _up(robot: RobotSite) -> bool | None:
+    if not (robot.state_dir / "run" / "agent.sock").exists():
+        return None
+    with robot.client() as client:
+        try:
+            client.status()
+        except AgentClientError:
+            return None
+    return True
+
+
+def _uses(robot: RobotSite, version: int) -> bool | None:
+    with robot.client() as client:
+        return True if client.status()["policy"] == version else None
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write the report as JSON."""
+    path.write_text(json.dumps(report.as_json(), indent=2) + "\n")

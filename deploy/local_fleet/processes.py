@@ -1,0 +1,121 @@
+"""The demo's processes: started as the units start them, ended by pid in a stated order."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from deploy.local_fleet.errors import ProcessDied, StepTimeout
+
+POLL_S = 0.1
+
+
+@dataclass
+class Process:
+    """One started command and where its output goes."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log_path: Path
+    log_file: IO[bytes]
+
+    def tail(self, lines: int = 8) -> str:
+        """The last lines of the log: what a person wants to see when the process died."""
+        text = self.log_path.read_text(errors="replace").strip().splitlines()
+        return "\n".join(text[-lines:])
+
+
+class ProcessGroup:
+    """Starts commands and ends them all, the last started first, whatever happens.
+
+    Each command gets a session of its own, so that Ctrl-C in the terminal reaches the demo alone
+    and the agents are asked to park before the arms lose their power. `setpriv` makes the kernel
+    end every command should the demo itself be killed. Call `start` from the main thread only:
+    the kernel ties that promise to the thread that started the command.
+    """
+
+    def __init__(self, log_folder: Path) -> None:
+        self._log_folder = log_folder
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        self._processes: list[Process] = []
+
+    def start(
+        self, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start a command; its output goes to `<log folder>/<name>.log`."""
+        log_path = self._log_folder / f"{name}.log"
+        log_file = log_path.open("ab")
+        popen = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", "--", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        process = Process(name, popen, log_path, log_file)
+        self._processes.append(process)
+        return process
+
+    def check(self) -> None:
+        """Raise if any process has ended by itself.
+
+        Raises:
+            ProcessDied: names the process, its exit status and the end of its log.
+        """
+        for process in self._processes:
+            status = process.popen.poll()
+            if status is not None:
+                raise ProcessDied(
+                    f"{process.name} ended with status {status}; the end of {process.log_path}:\n"
+                    f"{process.tail()}"
+                )
+
+    def wait_until[T](self, what: str, ready: Callable[[], T | None], timeout_s: float) -> T:
+        """Poll `ready` until it gives a value, watching that no process dies meanwhile.
+
+        Raises:
+            ProcessDied: a process ended.
+            StepTimeout: nothing after `timeout_s`.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            value = ready()
+            if value is not None:
+                return value
+            self.check()
+            if time.monotonic() > deadline_s:
+                raise StepTimeout(f"{what}: not there after {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+
+    def stop(self, processes: Sequence[Process], grace_s: float) -> list[str]:
+        """SIGTERM to all of them at once, SIGKILL to what is left after `grace_s`.
+
+        Returns the names of those that had to be killed.
+        """
+        for process in processes:
+            if process.popen.poll() is None:
+                process.popen.send_signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + grace_s
+        killed = []
+        for process in processes:
+            try:
+                process.popen.wait(max(0.0, deadline_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.popen.kill()
+                process.popen.wait()
+                killed.append(process.name)
+            process.log_file.close()
+            self._processes.remove(process)
+        return killed
+
+    def stop_all(self, grace_s: float) -> list[str]:
+        """End whatever is left, the last started first."""
+        killed = []
+        for process in reversed(list(self._processes)):
+            killed += self.stop([process], grace_s)
+        return killed

@@ -1,0 +1,275 @@
+"""One robot of the local fleet: a twin, an agent, and the person who works with them."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.client import AgentClient
+from deploy.local_fleet.errors import Interrupted, LocalFleetError
+from deploy.local_fleet.plan import Placement, RobotPlan, Trial
+from deploy.local_fleet.processes import Process, ProcessGroup
+from deploy.local_fleet.twin_control import TwinControl
+
+TASK = "Pick up the red cube"
+CONTROL_HZ = 30
+LIFTED_M = 0.05
+POLL_S = 0.1
+# With the cube this far out of the arm's way, a park or a calibration cannot touch it.
+AWAY_M = (0.30, 0.0)
+
+AGENT_CONFIG = """\
+[robot]
+type = "so101_follower"
+port = "{twin[follower_port]}"
+id = "{robot_id}"
+park_pose = {park_pose}
+
+[teleop]
+type = "so101_leader"
+port = "{twin[leader_port]}"
+id = "{robot_id}-leader"
+
+[cameras.overhead]
+source = "{camera[url]}"
+width = {camera[width]}
+height = {camera[height]}
+fps = {camera[fps]}
+
+[tracker]
+camera = "overhead"
+object = "cube"
+hue_min_deg = 340.0
+hue_max_deg = 20.0
+homography = {camera[table_homography]}
+
+[control]
+fps = {fps}
+
+[training]
+threads = 1
+baseline_steps = {baseline_steps}
+
+[federation]
+bundle = "{bundle}"
+local_work = "anytime"
+
+[paths]
+state_dir = "{state_dir}"
+"""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How one closed-loop attempt ended."""
+
+    robot_id: str
+    own_sector: str
+    policy: str
+    version: int
+    placement: Placement
+    lifted: bool
+    highest_m: float
+    seconds: float
+    holds: int
+
+
+@dataclass
+class RobotSite:
+    """A robot host: its folder, its twin, its agent."""
+
+    plan: RobotPlan
+    folder: Path
+    group: ProcessGroup
+    stopping: Callable[[], bool]
+    baseline_steps: int
+    twin_process: Process | None = None
+    agent_process: Process | None = None
+    trials: list[TrialResult] = field(default_factory=list)
+    recorded: int = 0
+    step: str = "starting"
+    _twin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def robot_id(self) -> str:
+        """The robot's name in the fleet."""
+        return self.plan.robot_id
+
+    @property
+    def bundle(self) -> Path:
+        """Where the coordinator's enrolment for this robot lies."""
+        return self.folder / "bundle"
+
+    @property
+    def config_path(self) -> Path:
+        """The agent's configuration file."""
+        return self.folder / "agent.toml"
+
+    @property
+    def state_dir(self) -> Path:
+        """The agent's state folder."""
+        return self.folder / "state"
+
+    def start_twin(self) -> None:
+        """Start the twin; `twin_ready` tells when it is up."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.twin_process = self.group.start(
+            f"{self.robot_id}-twin",
+            [*ARMADA, "twin", "run", "--dir", str(self.folder / "twin"), "--seed",
+             str(self.plan.seed), "--bus-timing"],
+        )  # fmt: skip
+
+    def twin_ready(self) -> dict[str, Any] | None:
+        """What the twin says of its ports and cameras, once it is up."""
+        import json
+
+        path = self.folder / "twin" / "twin.json"
+        if not path.exists():
+            return None
+        self._twin = json.loads(path.read_text())
+        return self._twin
+
+    def start_agent(self) -> None:
+        """Write the agent's configuration and start its daemon."""
+        twin = self._twin
+        self.config_path.write_text(
+            AGENT_CONFIG.format(
+                twin=twin,
+                camera=twin["cameras"]["overhead"],
+                robot_id=self.robot_id,
+                park_pose=park_pose(twin["rest_joints_rad"], twin["joint_range_rad"]),
+                fps=CONTROL_HZ,
+                baseline_steps=self.baseline_steps,
+                bundle=self.bundle,
+                state_dir=self.state_dir,
+            )
+        )
+        self.agent_process = self.group.start(
+            f"{self.robot_id}-agent", [*ARMADA, "agent", "run", "--config", str(self.config_path)]
+        )
+
+    def client(self) -> AgentClient:
+        """A connection to the agent's Unix socket."""
+        return AgentClient(self.state_dir / "run" / "agent.sock")
+
+    def hand(self) -> TwinControl:
+        """A connection to the twin's control socket."""
+        return TwinControl(Path(self._twin["control"]))
+
+    def calibrate(self) -> None:
+        """Calibrate both arms as a person does: middle of the range, then every joint's ends."""
+        hand, client = self.hand(), self.client()
+        hand.ask("place", object="cube", x_m=AWAY_M[0], y_m=AWAY_M[1], yaw_rad=0.0)
+        for arm in ("follower", "leader"):
+            self._stop_if_asked()
+            self.step = f"calibrating the {arm}"
+            hand.ask("hand", arm=arm, joints_rad=middle(self._twin["joint_range_rad"]))
+            self._settle(hand, arm, middle(self._twin["joint_range_rad"]))
+            client.calibrate(arm, "homing")
+            client.calibrate(arm, "range_start")
+            hand.ask("sweep", arm=arm)
+            client.calibrate(arm, "range_finish")
+            hand.ask("hand", arm=arm, joints_rad=self._twin["rest_joints_rad"])
+            self._settle(hand, arm, self._twin["rest_joints_rad"])
+        hand.ask("hand", arm="follower", joints_rad=None)
+        hand.close()
+        client.close()
+
+    def _settle(self, hand: TwinControl, arm: str, joints_rad: list[float]) -> None:
+        deadline_s = time.monotonic() + 10.0
+        while time.monotonic() < deadline_s:
+            self._stop_if_asked()
+            now = hand.ask("truth")["joints_rad"][arm]
+            if max(abs(a - b) for a, b in zip(now, joints_rad, strict=True)) < 0.02:
+                return
+            time.sleep(POLL_S)
+        raise LocalFleetError(f"{self.robot_id}: the {arm} did not reach the pose it was held in")
+
+    def record(self) -> None:
+        """Demonstrate every placement of the plan: leader -> agent -> follower, recorded."""
+        hand, client = self.hand(), self.client()
+        for number, place in enumerate(self.plan.demonstrations, 1):
+            self._stop_if_asked()
+            self.step = f"demonstrating {number}/{len(self.plan.demonstrations)}"
+            hand.ask("rest")
+            hand.ask("place", object="cube", x_m=place.x_m, y_m=place.y_m, yaw_rad=place.yaw_rad)
+            client.record_start(TASK)
+            outcome = hand.ask("demonstrate", skill="pick_lift")
+            if outcome["lifted"]:
+                client.record_finish()
+                self.recorded += 1
+            else:
+                client.record_discard()
+        hand.ask("rest")
+        client.teleop_stop()
+        hand.close()
+        client.close()
+        self.step = "recorded"
+
+    def try_policies(self, seconds: float) -> None:
+        """Run every trial of the plan in the closed loop and judge it by the cube."""
+        hand, client = self.hand(), self.client()
+        for number, trial in enumerate(self.plan.trials, 1):
+            self._stop_if_asked()
+            self.step = f"trial {number}/{len(self.plan.trials)} ({trial.policy})"
+            self.trials.append(self._try(hand, client, trial, seconds))
+        client.rollout_disarm()
+        hand.close()
+        client.close()
+        self.step = "tried"
+
+    def _try(
+        self, hand: TwinControl, client: AgentClient, trial: Trial, seconds: float
+    ) -> TrialResult:
+        place = trial.placement
+        hand.ask("place", object="cube", x_m=place.x_m, y_m=place.y_m, yaw_rad=place.yaw_rad)
+        armed = client.rollout_arm(trial.policy)
+        start_s = time.monotonic()
+        client.rollout_start(seconds, TASK)
+        highest_m = 0.0
+        while True:
+            self._stop_if_asked()
+            highest_m = max(highest_m, hand.ask("truth")["cube"]["z_m"])
+            lifted = highest_m > LIFTED_M
+            rollout = client.status()["rollout"]
+            if not rollout["running"]:
+                break
+            if lifted:
+                client.rollout_stop()
+            time.sleep(POLL_S)
+        return TrialResult(
+            self.robot_id,
+            self.plan.sector.name,
+            trial.policy,
+            int(armed["version"]),
+            place,
+            highest_m > LIFTED_M,
+            highest_m,
+            time.monotonic() - start_s,
+            int(rollout["holds"]),
+        )
+
+    def _stop_if_asked(self) -> None:
+        if self.stopping():
+            raise Interrupted(self.robot_id)
+
+
+ARMADA = [sys.executable, "-m", "deploy.command"]
+
+
+def middle(joint_range_rad: list[list[float]]) -> list[float]:
+    """The middle of each joint's mechanical range, in radians."""
+    return [(low + high) / 2 for low, high in joint_range_rad]
+
+
+def park_pose(rest_joints_rad: list[float], joint_range_rad: list[list[float]]) -> list[float]:
+    """The rest pose in calibrated units: degrees from the middle of the range; gripper 0..100."""
+    body = [
+        round(math.degrees(rest - centre), 2)
+        for rest, centre in zip(rest_joints_rad, middle(joint_range_rad), strict=True)
+    ]
+    low, high = joint_range_rad[-1]
+    return [*body[:-1], round(100 * (rest_joints_rad[-1] - low) / (high - low), 2)]

@@ -1,0 +1,130 @@
+"""A LeRobot policy from a spec, and its trainable weights as plain arrays.
+
+The policy, its configuration and its processors are LeRobot's own (ACT, Zhao et al. 2023); nothing
+is downloaded: the vision backbone starts untrained.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+
+from policy.errors import BadWeights
+from policy.spec import ACTION, ENVIRONMENT, STATE, PolicySpec
+from policy.statistics import Normalizer
+from policy.weights import Array, Weights
+
+# Images are scaled by these for everybody, so that no robot's pictures shape another's input.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+type Tensors = dict[str, torch.Tensor]
+
+
+def build_policy(spec: PolicySpec, normalizer: Normalizer, seed: int) -> torch.nn.Module:
+    """An untrained policy on the CPU: LeRobot's ``ACTPolicy``, the same weights for equal seeds.
+
+    Raises BadStatistics when the normaliser is not of the spec's features. The caller's random
+    state is left as it was.
+    """
+    normalizer.require(spec.vectors)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy: torch.nn.Module = get_policy_class(spec.kind)(build_config(spec))
+    return policy
+
+
+def build_config(spec: PolicySpec) -> Any:
+    """LeRobot's ``ACTConfig`` for a spec."""
+    inputs = {STATE: PolicyFeature(FeatureType.STATE, (len(spec.state_names),))}
+    if spec.environment_names:
+        inputs[ENVIRONMENT] = PolicyFeature(FeatureType.ENV, (len(spec.environment_names),))
+    for camera in spec.cameras:
+        inputs[camera.key] = PolicyFeature(FeatureType.VISUAL, (3, camera.height, camera.width))
+    return make_policy_config(
+        spec.kind,
+        input_features=inputs,
+        output_features={ACTION: PolicyFeature(FeatureType.ACTION, (len(spec.action_names),))},
+        # LeRobot's default leaves the environment state in raw metres.
+        normalization_mapping=dict.fromkeys(
+            ("VISUAL", "STATE", "ENV", "ACTION"), NormalizationMode.MEAN_STD
+        ),
+        device="cpu",
+        push_to_hub=False,
+        pretrained_backbone_weights=None,
+        chunk_size=spec.chunk_size,
+        n_action_steps=spec.chunk_size,
+        dim_model=spec.dim_model,
+        n_heads=spec.n_heads,
+        dim_feedforward=spec.dim_feedforward,
+        n_encoder_layers=spec.n_encoder_layers,
+        n_decoder_layers=spec.n_decoder_layers,
+        use_vae=spec.use_vae,
+        n_vae_encoder_layers=spec.n_vae_encoder_layers,
+        latent_dim=spec.latent_dim,
+        dropout=spec.dropout,
+        optimizer_lr=spec.learning_rate,
+        optimizer_lr_backbone=spec.learning_rate / 10,
+        optimizer_weight_decay=spec.weight_decay,
+    )
+
+
+def build_processors(
+    spec: PolicySpec, normalizer: Normalizer
+) -> tuple[Callable[[Tensors], Tensors], Callable[[torch.Tensor], torch.Tensor]]:
+    """LeRobot's own pre- and post-processor with the fleet's statistics.
+
+    The first takes raw features (images float in 0..1, [B,3,H,W]) and normalises them; the second
+    brings normalised actions [..., A] back to raw units.
+    """
+    normalizer.require(spec.vectors)
+    stats = {
+        name: {"mean": normalizer.mean(name), "std": normalizer.std(name)} for name in spec.vectors
+    }
+    for camera in spec.cameras:
+        stats[camera.key] = {
+            "mean": np.array(IMAGE_MEAN, np.float32).reshape(3, 1, 1),
+            "std": np.array(IMAGE_STD, np.float32).reshape(3, 1, 1),
+        }
+    before, after = make_pre_post_processors(build_config(spec), dataset_stats=stats)
+    return before, after
+
+
+def trainable_parameters(policy: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Name -> parameter, for those that are trained, in the module's own order.
+
+    Buffers (batch norm statistics, position tables) and frozen parameters are not among them.
+    """
+    return {
+        name: parameter
+        for name, parameter in policy.named_parameters()
+        if parameter.requires_grad and parameter.is_floating_point()
+    }
+
+
+def read_weights(policy: torch.nn.Module) -> Weights:
+    """Copies of the trainable tensors, float32, in the stated order."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32).numpy().copy()
+        for name, parameter in trainable_parameters(policy).items()
+    }
+
+
+def write_weights(policy: torch.nn.Module, weights: Mapping[str, Array]) -> None:
+    """Put arrays into the policy's trainable tensors. Raises BadWeights; then nothing changed."""
+    parameters = trainable_parameters(policy)
+    if list(parameters) != list(weights):
+        odd = sorted(set(parameters) ^ set(weights))[:3]
+        raise BadWeights(f"weights are of another policy ({', '.join(odd) or 'order differs'})")
+    for name, parameter in parameters.items():
+        if tuple(weights[name].shape) != tuple(parameter.shape):
+            raise BadWeights(
+                f"tensor {name}: shape {list(weights[name].shape)}, "
+                f"the policy has {list(parameter.shape)}"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))

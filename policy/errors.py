@@ -1,0 +1,37 @@
+"""What can go wrong with a policy, its weights or its statistics."""
+
+
+class PolicyError(Exception):
+    """Root of this package's errors."""
+
+
+class BadSpec(PolicyError, ValueError):
+    """A policy's description is not usable: a field is missing, unknown or out of range."""
+
+
+class BadWeights(PolicyError, ValueError):
+    """Weights that cannot be read, or that do not fit the policy they are meant for."""
+
+
+class BadStatistics(PolicyError, ValueError):
+    """Sketches that cannot be merged, or a normaliser that does not fit the policy."""
+
+
+class BadModelFile(PolicyError, ValueError):
+    """An ONNX file that cannot be loaded, or that lacks what its metadata promises."""
+
+
+class BadObservation(PolicyError, ValueError):
+    """An observation with a missing input or a wrong shape."""
+
+
+class BadDataset(PolicyError, ValueError):
+    """A dataset that cannot be read, or that lacks a feature that the policy needs."""
+
+
+class NoEpisodes(PolicyError, LookupError):
+    """There is nothing to train from, or nothing to evaluate on."""
+
+
+class ParityFailed(PolicyError, ArithmeticError):
+    """The exported graph does not compute what the trained policy computes."""

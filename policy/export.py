@@ -1,0 +1,200 @@
+"""A trained policy as one ONNX file that takes raw observations and gives raw actions."""
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from policy.build import IMAGE_MEAN, IMAGE_STD, build_processors
+from policy.durable import write_durably
+from policy.errors import ParityFailed
+from policy.session import METADATA_KEY, OnnxPolicy
+from policy.spec import ACTION, PolicySpec
+from policy.statistics import Normalizer
+from policy.weights import Array
+
+_OPSET = 17  # the newest that torch's tracing exporter writes without a conversion
+_EPSILON = 1e-8  # LeRobot divides by std + 1e-8
+
+type Observation = Mapping[str, Array]
+
+
+def export_onnx(
+    policy: torch.nn.Module,
+    spec: PolicySpec,
+    normalizer: Normalizer,
+    path: Path,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write ``policy.onnx`` durably: normaliser inside, inputs fed by name, any batch size.
+
+    Inputs ``observation.state`` f32 [B,S], ``observation.environment_state`` f32 [B,E] (if any),
+    ``observation.images.<camera>`` u8 [B,H,W,3]; output ``action`` f32 [B,C,A] in raw units.
+    ``metadata`` travels as JSON under the key "armada". Raises BadStatistics.
+    """
+    normalizer.require(spec.vectors)
+    graph = _Deployed(policy, spec, normalizer).eval()
+    # Two rows: an example of one row would be folded into the graph as a constant.
+    names = input_names(spec)
+    examples = tuple(
+        torch.from_numpy(np.repeat(value, 2, axis=0)) for value in _zeros(spec).values()
+    )
+    buffer = io.BytesIO()
+    training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad(), _quiet():
+            torch.onnx.export(
+                graph,
+                examples,
+                buffer,
+                input_names=names,
+                output_names=[ACTION],
+                dynamic_axes={name: {0: "batch"} for name in [*names, ACTION]},
+                opset_version=_OPSET,
+                dynamo=False,
+            )
+    finally:
+        policy.train(training)
+    model = onnx.load_from_string(buffer.getvalue())
+    # The tracer names a dimension that it could not prove; it is the spec's.
+    for axis, size in zip((1, 2), (spec.chunk_size, len(spec.action_names)), strict=True):
+        model.graph.output[0].type.tensor_type.shape.dim[axis].dim_value = size
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, json.dumps(dict(metadata), sort_keys=True)
+    write_durably(Path(path), model.SerializeToString(deterministic=True))
+
+
+def check_parity(
+    policy: torch.nn.Module,
+    spec: PolicySpec,
+    normalizer: Normalizer,
+    path: Path,
+    observations: Sequence[Observation],
+    tolerance: float = 1e-2,
+) -> float:
+    """Largest difference (raw joint units) between the ONNX file and LeRobot's own pipeline.
+
+    The reference is LeRobot's preprocessor, ``predict_action_chunk`` and postprocessor, so it also
+    proves the normaliser inside the graph. Raises ParityFailed above ``tolerance``, BadModelFile.
+    """
+    session = OnnxPolicy(path)
+    preprocess, postprocess = build_processors(spec, normalizer)
+    worst = 0.0
+    training = policy.training
+    for observation in observations:
+        raw = {}
+        for name in input_names(spec):
+            value = torch.from_numpy(np.ascontiguousarray(observation[name]))
+            if value.dtype == torch.uint8:
+                value = value.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+            raw[name] = value
+        expected = postprocess(policy.predict_action_chunk(preprocess(raw)))[0].numpy()
+        worst = max(worst, float(np.abs(session.infer(observation) - expected).max()))
+    policy.train(training)
+    if not worst <= tolerance:
+        raise ParityFailed(f"{path}: differs from the policy by {worst:.3g}, more than {tolerance}")
+    return worst
+
+
+def golden_observations(
+    spec: PolicySpec, normalizer: Normalizer, count: int, seed: int = 0
+) -> list[dict[str, Array]]:
+    """Made-up raw observations around the fleet's mean, with which a file can be checked.
+
+    They are drawn from the normaliser, so they show nobody's data.
+    """
+    random = np.random.default_rng(seed)
+    observations = []
+    for _ in range(count):
+        observation: dict[str, Array] = {}
+        for name, names in spec.vectors.items():
+            if name != ACTION:
+                noise = random.standard_normal((1, len(names)))
+                value = normalizer.mean(name) + noise * normalizer.std(name)
+                observation[name] = value.astype(np.float32)
+        for camera in spec.cameras:
+            shape = (1, camera.height, camera.width, 3)
+            observation[camera.key] = random.integers(0, 256, shape, dtype=np.uint8)
+        observations.append(observation)
+    return observations
+
+
+def golden_answers(path: Path, observations: Sequence[Observation]) -> list[dict[str, Any]]:
+    """Observations with the file's actions, as plain JSON for a manifest."""
+    session = OnnxPolicy(path)
+    return [
+        {
+            "observation": {name: value.tolist() for name, value in observation.items()},
+            "action": session.infer(observation).tolist(),
+        }
+        for observation in observations
+    ]
+
+
+def input_names(spec: PolicySpec) -> list[str]:
+    """Names of the graph's inputs, in order."""
+    vectors = [name for name in spec.vectors if name != ACTION]
+    return vectors + [camera.key for camera in spec.cameras]
+
+
+class _Deployed(torch.nn.Module):
+    """Normalise, run ACT, bring the actions back to raw units."""
+
+    def __init__(self, policy: torch.nn.Module, spec: PolicySpec, normalizer: Normalizer) -> None:
+        super().__init__()
+        self._act = policy.model
+        self._names = input_names(spec)
+        self._cameras = {camera.key for camera in spec.cameras}
+        self._means: list[torch.Tensor] = []
+        self._stds: list[torch.Tensor] = []
+        for name in self._names:
+            if name in self._cameras:
+                mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
+            else:
+                mean = torch.from_numpy(normalizer.mean(name))
+                std = torch.from_numpy(normalizer.std(name))
+            self._means.append(mean)
+            self._stds.append(std + _EPSILON)
+        self._action_mean = torch.from_numpy(normalizer.mean(ACTION))
+        self._action_std = torch.from_numpy(normalizer.std(ACTION))
+
+    def forward(self, *raw: torch.Tensor) -> torch.Tensor:
+        batch: dict[str, Any] = {}
+        images = []
+        for name, value, mean, std in zip(self._names, raw, self._means, self._stds, strict=True):
+            if name in self._cameras:
+                scaled = (value.to(torch.float32) / 255.0 - mean) / std
+                images.append(scaled.permute(0, 3, 1, 2))
+            else:
+                batch[name] = (value - mean) / std
+        if images:
+            batch["observation.images"] = images
+        actions, _ = self._act(batch)
+        return actions * self._action_std + self._action_mean
+
+
+def _zeros(spec: PolicySpec) -> dict[str, Array]:
+    values: dict[str, Array] = {
+        name: np.zeros((1, len(names)), np.float32)
+        for name, names in spec.vectors.items()
+        if name != ACTION
+    }
+    for camera in spec.cameras:
+        values[camera.key] = np.zeros((1, camera.height, camera.width, 3), np.uint8)
+    return values
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracer's remarks about shapes, which the parity check judges better."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,111 @@
+"""A policy as it drives an arm: one ONNX file, onnxruntime and numpy, no torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from policy.errors import BadModelFile, BadObservation
+
+type Array = NDArray[Any]
+
+METADATA_KEY = "armada"
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(uint8)": np.dtype(np.uint8),
+}
+
+_REFUSALS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+class OnnxPolicy:
+    """A loaded policy: raw observations in, a chunk of raw actions out.
+
+    Inputs are fed by name: ``observation.state`` f32 [1,S], ``observation.environment_state``
+    f32 [1,E], ``observation.images.<camera>`` u8 [1,H,W,3] RGB. A leading axis of one may be left
+    out. Raises BadModelFile when the file cannot be loaded or has no ``armada`` metadata,
+    FileNotFoundError when it is not there.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such policy file")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # A spinning worker would take the processor away from the control loop.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except _REFUSALS as error:
+            raise BadModelFile(f"{path}: onnxruntime refuses it ({error})") from error
+        self.metadata = _read_metadata(path, self._session)
+        self.inputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        for entry in self._session.get_inputs():
+            if entry.type not in _DTYPES:
+                raise BadModelFile(f"{path}: input {entry.name} has type {entry.type}")
+            shape = tuple(size if isinstance(size, int) else 1 for size in entry.shape)
+            self.inputs[entry.name] = (_DTYPES[entry.type], (1, *shape[1:]))
+        outputs = {entry.name: entry.shape for entry in self._session.get_outputs()}
+        if "action" not in outputs or len(outputs["action"]) != 3:
+            raise BadModelFile(f"{path}: no output 'action' of shape [1, chunk, action]")
+        self.chunk_size = int(outputs["action"][1])
+        self.action_size = int(outputs["action"][2])
+
+    def infer(self, observation: Mapping[str, Array]) -> Array:
+        """Chunk of actions, float32 [C, A] in raw units. Entries that are no input are ignored.
+
+        Raises BadObservation: an input is missing, or has a wrong shape or kind of numbers.
+        """
+        feed = {
+            name: _as_input(name, observation, dtype, shape)
+            for name, (dtype, shape) in self.inputs.items()
+        }
+        (action,) = self._session.run(["action"], feed)
+        return np.asarray(action[0], dtype=np.float32)
+
+
+def _as_input(
+    name: str,
+    observation: Mapping[str, Array],
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+) -> Array:
+    if name not in observation:
+        raise BadObservation(f"the policy needs {name}, which the observation does not have")
+    value = np.asarray(observation[name])
+    if value.shape not in (shape, shape[1:]):
+        raise BadObservation(f"{name}: shape {list(value.shape)}, the policy wants {list(shape)}")
+    if dtype == np.uint8 and value.dtype != np.uint8:
+        raise BadObservation(f"{name}: {value.dtype}, the policy wants uint8 RGB")
+    return np.ascontiguousarray(value, dtype=dtype).reshape(shape)
+
+
+def _read_metadata(path: Path, session: onnxruntime.InferenceSession) -> dict[str, Any]:
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise BadModelFile(f"{path}: no '{METADATA_KEY}' metadata: not one of our exports")
+    try:
+        metadata = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadModelFile(f"{path}: '{METADATA_KEY}' metadata is not JSON ({error})") from error
+    if not isinstance(metadata, dict):
+        raise BadModelFile(f"{path}: '{METADATA_KEY}' metadata is not a JSON object")
+    return metadata

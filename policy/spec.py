@@ -1,0 +1,122 @@
+"""The description from which every side builds the same policy."""
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from policy.errors import BadSpec
+
+# LeRobot's names for what a policy sees and does.
+STATE = "observation.state"
+ENVIRONMENT = "observation.environment_state"
+IMAGES = "observation.images"
+ACTION = "action"
+
+
+class CameraSpec(BaseModel):
+    """One camera that the policy sees: its role and the size of its frames in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    height: int = Field(gt=0, le=4096)
+    width: int = Field(gt=0, le=4096)
+
+    @property
+    def key(self) -> str:
+        return f"{IMAGES}.{self.name}"
+
+
+class PolicySpec(BaseModel):
+    """What the policy sees and does, its size, and how it is trained.
+
+    Names state the order of each vector; joints are in calibrated joint units (degrees, gripper
+    0..100). The defaults are sized for one CPU thread: a policy that sees joints and the pose of
+    one object.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["act"] = "act"
+    state_names: tuple[str, ...] = Field(min_length=1)
+    environment_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = Field(min_length=1)
+    cameras: tuple[CameraSpec, ...] = ()
+    fps: int = Field(gt=0, le=1000)
+    chunk_size: int = Field(default=30, gt=0, le=1000)
+
+    dim_model: int = Field(default=64, gt=0)
+    n_heads: int = Field(default=4, gt=0)
+    dim_feedforward: int = Field(default=128, gt=0)
+    n_encoder_layers: int = Field(default=2, gt=0)
+    n_decoder_layers: int = Field(default=1, gt=0)
+    use_vae: bool = False
+    n_vae_encoder_layers: int = Field(default=2, gt=0)
+    latent_dim: int = Field(default=8, gt=0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    weight_decay: float = Field(default=1e-4, ge=0.0)
+    batch_size: int = Field(default=64, gt=0)
+
+    @model_validator(mode="after")
+    def _is_buildable(self) -> Self:
+        if not self.environment_names and not self.cameras:
+            raise ValueError(
+                "the policy sees nothing but its own joints: "
+                "give at least one camera or one environment name"
+            )
+        if self.dim_model % self.n_heads:
+            raise ValueError(
+                f"dim_model {self.dim_model} must be a multiple of n_heads {self.n_heads}"
+            )
+        if self.cameras and self.dim_model % 2:
+            raise ValueError("dim_model must be even when the policy sees a camera")
+        for label, names in (
+            ("state_names", self.state_names),
+            ("environment_names", self.environment_names),
+            ("action_names", self.action_names),
+            ("cameras", tuple(camera.name for camera in self.cameras)),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{label} has a name twice: {', '.join(names)}")
+        return self
+
+    @property
+    def vectors(self) -> dict[str, tuple[str, ...]]:
+        """Feature name -> names of its components, action last; cameras are not vectors."""
+        features = {STATE: self.state_names}
+        if self.environment_names:
+            features[ENVIRONMENT] = self.environment_names
+        features[ACTION] = self.action_names
+        return features
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain JSON values; ``from_json`` gives the same spec back."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any] | str | bytes) -> Self:
+        """Read a spec from its dictionary or its JSON text. Raises BadSpec with the field."""
+        try:
+            if isinstance(data, (str, bytes)):
+                return cls.model_validate_json(data)
+            # Through JSON, so that lists become tuples in the same way as over the wire.
+            return cls.model_validate_json(json.dumps(data))
+        except (ValidationError, TypeError) as error:
+            raise BadSpec(f"policy spec: {_first_line(error)}") from error
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON: equal specs, equal digests."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _first_line(error: ValidationError | TypeError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "whole"
+        return f"{where}: {first['msg']}"
+    return str(error)

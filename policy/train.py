@@ -1,0 +1,112 @@
+"""One optimiser step, and the error on episodes that were never trained on."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from policy.batches import PADDING
+from policy.build import Tensors, trainable_parameters
+from policy.errors import BadWeights, NoEpisodes
+from policy.spec import ACTION, PolicySpec
+from policy.statistics import Normalizer
+from policy.weights import Array
+
+GRADIENT_CLIP = 10.0  # LeRobot's own default for ACT
+WARM_UP_STEPS = 50  # only while Adam's second moments are young
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Error of a policy on given frames."""
+
+    loss: float  # mean absolute error in normalised units, as in training
+    action_mae: float  # mean absolute error in raw joint units
+    frames: int
+
+
+class LocalTraining:
+    """Trains one policy: ACT's own loss, plus the FedProx term towards a base when asked for.
+
+    The proximal term is ``mu / 2 * ||w - w_base||^2`` over the trainable tensors (Li et al. 2020).
+    """
+
+    def __init__(self, policy: torch.nn.Module, spec: PolicySpec) -> None:
+        self.policy = policy
+        self._parameters = trainable_parameters(policy)
+        self._optimizer = torch.optim.AdamW(
+            list(self._parameters.values()),
+            lr=spec.learning_rate,
+            weight_decay=spec.weight_decay,
+            fused=True,
+        )
+        self._learning_rate = spec.learning_rate
+        self._young_steps = 0
+        self._mu = 0.0
+        self._base: list[torch.Tensor] = []
+        policy.train()
+
+    def hold_to(self, base: Mapping[str, Array], mu: float) -> None:
+        """Pull towards ``base`` from now on; ``mu`` 0 lets go. Raises BadWeights."""
+        if list(base) != list(self._parameters):
+            raise BadWeights("the base has other tensors than the policy")
+        self._mu = mu
+        self._base = [torch.from_numpy(base[name].copy()) for name in base] if mu else []
+
+    def step(self, batch: Tensors) -> float:
+        """One step of AdamW on a normalised batch; the loss without the proximal term."""
+        self._warm_up()
+        loss, parts = self.policy(batch)
+        if self._mu:
+            loss = loss + self._proximal()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(
+            self._parameters.values(), GRADIENT_CLIP, error_if_nonfinite=False
+        )
+        self._optimizer.step()
+        return float(parts["l1_loss"])
+
+    def _proximal(self) -> torch.Tensor:
+        squares = [
+            (parameter - base).square().sum()
+            for parameter, base in zip(self._parameters.values(), self._base, strict=True)
+        ]
+        return 0.5 * self._mu * torch.stack(squares).sum()
+
+    def _warm_up(self) -> None:
+        if self._young_steps > WARM_UP_STEPS:
+            return
+        self._young_steps += 1
+        share = min(1.0, self._young_steps / WARM_UP_STEPS)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate * share
+
+
+@torch.no_grad()
+def held_out_error(
+    policy: torch.nn.Module, batches: Iterable[Tensors], normalizer: Normalizer
+) -> HeldOut:
+    """Mean absolute error over all frames of normalised ``batches``, padding left out.
+
+    Raises NoEpisodes when there is nothing to evaluate on.
+    """
+    training = policy.training
+    policy.eval()
+    std = torch.from_numpy(normalizer.std(ACTION))
+    loss = raw = 0.0
+    numbers = frames = 0
+    try:
+        for batch in batches:
+            valid = (~batch[PADDING]).unsqueeze(-1)
+            # LeRobot's call for inference: it stacks the cameras and leaves the VAE's latent zero.
+            difference = (policy.predict_action_chunk(batch) - batch[ACTION]).abs() * valid
+            loss += float(difference.sum(dtype=torch.float64))
+            raw += float((difference * std).sum(dtype=torch.float64))
+            numbers += int(valid.sum()) * difference.shape[-1]
+            frames += difference.shape[0]
+    finally:
+        policy.train(training)
+    if not numbers:
+        raise NoEpisodes("no held-out frames to evaluate on")
+    return HeldOut(loss / numbers, raw / numbers, frames)

@@ -1,0 +1,335 @@
+"""One MQTT v5 connection over TLS with a client certificate, that keeps coming back.
+
+Both sides use it. Each connection attempt has a new session (32 hex digits) whose sequence starts
+at 0, so that the other side's ReplayGuard can tell a reconnect from a replay. Nothing is queued
+while the broker is away: after each connect `on_connected` runs, and what still holds is said
+again. What is wrong with a connection is one line in `error`, logged once, not at every retry.
+"""
+
+import logging
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from protocol.bundle import Endpoint
+from protocol.messages import Envelope, Message
+
+logger = logging.getLogger(__name__)
+
+KEEPALIVE_S = 15
+CONNECT_TIMEOUT_S = 10.0
+FIRST_BACKOFF_S = 0.5
+LAST_BACKOFF_S = 15.0
+# Commands to a robot that is away wait on the broker as long.
+SESSION_EXPIRY_S = 3600
+# A will is the last word of its session.
+WILL_SEQUENCE = 2**53
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files: the authority, and this side's client certificate with its key."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True)
+class Inbound:
+    """One message as it arrived. `remaining_s` is what the broker left of its expiry."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+    remaining_s: int | None
+    received_unix_s: float
+
+
+@dataclass(frozen=True)
+class Will:
+    """What the broker says when the connection is lost without a goodbye."""
+
+    topic: str
+    build: Callable[[Envelope], Message]
+
+
+class Connection:
+    """See the module. `on_message` and `on_connected` run on the connection's thread."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        tls: TlsFiles,
+        identity: str,
+        subscriptions: Sequence[str],
+        on_message: Callable[[Inbound], None],
+        on_connected: Callable[[], None],
+        will: Will | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._endpoint = endpoint
+        self._tls = tls
+        self._identity = identity
+        self._subscriptions = tuple(subscriptions)
+        self._on_message = on_message
+        self._on_connected = on_connected
+        self._will = will
+        self._wall = wall
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._client: mqtt.Client | None = None
+        self._session = uuid4().hex
+        self._sequence = 0
+        self._connected = False
+        self._refused_publishes = 0
+        self._failure: str | None = None
+        self.error: str | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker accepted this connection and it still stands."""
+        return self._connected
+
+    @property
+    def refused_publishes(self) -> int:
+        """Publishes that the broker's access list turned away."""
+        return self._refused_publishes
+
+    def start(self) -> None:
+        """Begin connecting; returns at once."""
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 3.0) -> None:
+        """Say goodbye in a way that the broker sends the will, and end the thread."""
+        self._stopping.set()
+        client = self._client
+        if client is not None:
+            client.disconnect(
+                reasoncode=ReasonCode(PacketTypes.DISCONNECT, "Disconnect with will message")
+            )
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def send(
+        self,
+        topic: str,
+        build: Callable[[Envelope], Message],
+        *,
+        lifetime_s: float | None,
+        retain: bool = False,
+    ) -> Message | None:
+        """Build a message with the next envelope and publish it with QoS 1.
+
+        Returns it, or None when there is no connection. `lifetime_s` is also the broker's message
+        expiry; None holds until replaced.
+        """
+        with self._lock:
+            client = self._client
+            if not self._connected or client is None:
+                return None
+            now = self._wall()
+            self._sequence += 1
+            message = build(
+                Envelope(
+                    session=self._session,
+                    sequence=self._sequence,
+                    issued_unix_s=now,
+                    expires_unix_s=None if lifetime_s is None else now + lifetime_s,
+                )
+            )
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            if lifetime_s is not None:
+                properties.MessageExpiryInterval = max(1, round(lifetime_s))
+            # Inside the lock: the order on the wire is the order of the sequence.
+            info = client.publish(
+                topic, message.encode(), qos=1, retain=retain, properties=properties
+            )
+        return message if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
+
+    def _run(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while not self._stopping.is_set():
+            was_connected = self._attempt()
+            backoff_s = FIRST_BACKOFF_S if was_connected else min(backoff_s * 2, LAST_BACKOFF_S)
+            # Jitter: a fleet does not come back in one beat after a broker's restart.
+            self._stopping.wait(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311
+
+    def _attempt(self) -> bool:
+        """One connection from beginning to end; True when the broker accepted it."""
+        where = self._endpoint.address
+        try:
+            client = self._new_client()
+            client.connect(
+                self._endpoint.host,
+                self._endpoint.port,
+                keepalive=KEEPALIVE_S,
+                clean_start=False,
+                properties=_session_properties(),
+            )
+        except (OSError, ValueError) as error:
+            self._report(_explain(error, where, self._tls))
+            return False
+        self._failure = None
+        accepted = False
+        try:
+            while client.loop(timeout=1.0) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                accepted = accepted or self._connected
+                if self._stopping.is_set() and not client.is_connected():
+                    break
+        finally:
+            accepted = accepted or self._connected
+            with self._lock:
+                self._connected = False
+                self._client = None
+        if not self._stopping.is_set():
+            self._report(self._why_it_ended(accepted))
+        return accepted
+
+    def _why_it_ended(self, accepted: bool) -> str:
+        where = self._endpoint.address
+        if self._failure is not None:
+            return self._failure
+        if accepted:
+            return f"broker {where} ended the connection; trying again"
+        return (
+            f"broker {where} refused the certificate {self._tls.certificate} of "
+            f"{self._identity!r}; is it enrolled with this coordinator?"
+        )
+
+    def _new_client(self) -> mqtt.Client:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(self._tls.ca))
+        context.load_cert_chain(self._tls.certificate, self._tls.key)
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._identity,
+            protocol=MQTTProtocolVersion.MQTTv5,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.tls_set_context(context)
+        client.on_connect = self._accepted
+        client.on_disconnect = self._lost
+        client.on_message = self._received
+        client.on_publish = self._published
+        with self._lock:
+            self._session = uuid4().hex
+            self._sequence = 0
+            self._client = client
+        if self._will is not None:
+            last_word = Envelope(
+                session=self._session,
+                sequence=WILL_SEQUENCE,
+                issued_unix_s=self._wall(),
+                expires_unix_s=None,
+            )
+            client.will_set(
+                self._will.topic, self._will.build(last_word).encode(), qos=1, retain=True
+            )
+        return client
+
+    def _accepted(
+        self,
+        client: mqtt.Client,
+        _userdata: Any,
+        _flags: mqtt.ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            self._failure = f"broker {self._endpoint.address} refused the connection: {reason}"
+            return
+        if self._subscriptions:
+            options = SubscribeOptions(qos=1)
+            client.subscribe([(topic, options) for topic in self._subscriptions])
+        with self._lock:
+            self._connected = True
+        if self.error is not None:
+            logger.info("connected to broker %s again", self._endpoint.address)
+        self.error = None
+        self._on_connected()
+
+    def _lost(
+        self,
+        _client: mqtt.Client,
+        _userdata: Any,
+        _flags: mqtt.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        with self._lock:
+            self._connected = False
+        if str(reason) == "Session taken over":
+            self._failure = (
+                f"another process connected to {self._endpoint.address} as {self._identity!r}; "
+                "each robot needs its own bundle"
+            )
+
+    def _received(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
+        remaining = getattr(message.properties, "MessageExpiryInterval", None)
+        self._on_message(
+            Inbound(message.topic, bytes(message.payload), message.retain, remaining, self._wall())
+        )
+
+    def _published(
+        self,
+        _client: mqtt.Client,
+        _userdata: Any,
+        _mid: int,
+        reason: ReasonCode,
+        _properties: Properties,
+    ) -> None:
+        if reason.is_failure:
+            self._refused_publishes += 1
+            logger.warning("the broker refused a publish of %s: %s", self._identity, reason)
+
+    def _report(self, line: str) -> None:
+        if line != self.error:
+            logger.warning("%s", line)
+        self.error = line
+
+
+def _session_properties() -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = SESSION_EXPIRY_S
+    return properties
+
+
+def _explain(error: OSError | ValueError, where: str, tls: TlsFiles) -> str:
+    """One line on a failed connect: what, where, and how to mend it."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return (
+                f"broker {where} shows a certificate that {tls.ca} does not vouch for "
+                f"({error.verify_message}); enrol this robot with that coordinator"
+            )
+        case ssl.SSLError():
+            return (
+                f"TLS with broker {where} failed ({error.reason or error}); check {tls.certificate}"
+            )
+        case socket.gaierror():
+            return f"broker host of {where} is not known; check the address in the bundle"
+        case ConnectionRefusedError():
+            return f"no broker at {where} (connection refused); is mosquitto running there?"
+        case TimeoutError():
+            return f"broker {where} does not answer; check the network and the firewall"
+        case FileNotFoundError():
+            return f"a key or certificate is missing: {tls.certificate}, {tls.key} or {tls.ca}"
+        case _:
+            return f"broker {where} cannot be reached: {error}"

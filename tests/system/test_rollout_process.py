@@ -1,0 +1,256 @@
+"""Asynchronous inference with a real process: the loop keeps its time whatever becomes of it."""
+
+import gc
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "agent" / "rollout"))
+from tiny_policy import STEP, tiny_spec, write_config, write_policy
+
+from agent.config import load_config
+from agent.control.observation import Observation, SourceAction
+from agent.rollout.channel import PolicyChannel
+from agent.rollout.policy_source import PolicySource
+from agent.rollout.qualify import qualify
+from agent.rollout.store import PolicyStore
+from policy.spec import PolicySpec
+from protocol.manifest import FileEntry, ReleaseManifest
+
+pytestmark = pytest.mark.system
+
+FPS = 30.0
+MAX_HOLD_S = 1.0
+
+
+@dataclass
+class Run:
+    """What a fake loop at 30 Hz saw."""
+
+    actions: list[SourceAction] = field(default_factory=list)
+    took_s: list[float] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)
+
+    @property
+    def fault(self) -> str | None:
+        return next((action.fault for action in self.actions if action.fault), None)
+
+    @property
+    def held(self) -> list[bool]:
+        return [action.goal is None for action in self.actions]
+
+
+class Robot:
+    """Control's side with a real inference process beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config_path = write_config(folder, max_hold_s=MAX_HOLD_S, blend_ticks=4)
+        config = load_config(self.config_path)
+        self.channel = PolicyChannel(config.inference_socket)
+        self.channel.open()
+        self.source = PolicySource.from_config(config, self.channel)
+        self.store = PolicyStore(config.policies_dir)
+        self.log = folder / "inference.log"
+        self.process = self.start()
+        self.state = np.zeros(6, np.float32)
+        self.tick = 0
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "agent.rollout.inference"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--config", str(self.config_path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return self.process
+
+    def end_process(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait(timeout=10.0)
+
+    def observe(self) -> Observation:
+        return Observation(
+            self.tick, time.monotonic(), self.state.copy(), np.zeros(2, np.float32), {}
+        )
+
+    def episode(self, seconds: float, at: dict[int, int] | None = None) -> Run:
+        """Run a loop at 30 Hz; `at`: tick of the episode -> signal for the process."""
+        run = Run()
+        gc.collect()
+        begun_s = time.monotonic()
+        self.source.begin(self.observe(), begun_s)
+        for index in range(int(seconds * FPS)):
+            due_s = begun_s + index / FPS
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            run.late_s.append(time.monotonic() - due_s)
+            if at and index in at:
+                self.process.send_signal(at[index])
+            observation = self.observe()
+            before_s = time.perf_counter()
+            action = self.source.action(observation, time.monotonic())
+            run.took_s.append(time.perf_counter() - before_s)
+            run.actions.append(action)
+            if action.goal is not None:
+                self.state = action.goal
+            self.tick += 1
+        self.source.end()
+        return run
+
+    def close(self) -> None:
+        self.end_process()
+        self.channel.close()
+
+
+@pytest.fixture
+def robot(tmp_path: Path) -> Iterator[Robot]:
+    robot = Robot(tmp_path)
+    yield robot
+    robot.close()
+
+
+def arm(robot: Robot, **graph: int) -> None:
+    staged = robot.store.stage()
+    write_policy(staged, version=1, **graph)
+    robot.store.install(staged, 1)
+    robot.store.activate(1)
+    robot.source.load(robot.store.resolve("active"), 20.0)
+
+
+def never_waited(run: Run) -> None:
+    # The median is the code's own time; the maximum is a loaded machine's scheduler.
+    assert sorted(run.took_s)[len(run.took_s) // 2] < 0.0003
+    assert max(run.took_s) < 0.015, "the loop waited for the policy"
+
+
+def test_it_plays_without_a_hold_and_on_time(robot: Robot) -> None:
+    arm(robot)
+    run = robot.episode(3.0)
+    assert run.fault is None
+    assert not any(run.held[10:])
+    never_waited(run)
+    goals = np.array([action.goal for action in run.actions[10:]])
+    assert np.abs(np.diff(goals, axis=0)).max() < 10 * STEP, "the chunks are joined smoothly"
+    assert robot.source.status()["joined"] >= 5
+
+
+def test_a_stopped_process_is_a_hold_then_a_fault_and_it_goes_on_when_let_go(
+    robot: Robot,
+) -> None:
+    arm(robot)
+    run = robot.episode(3.5, at={30: signal.SIGSTOP})
+    never_waited(run)
+    assert run.fault is not None
+    assert "does not answer" in run.fault
+    first_fault = next(index for index, action in enumerate(run.actions) if action.fault)
+    first_hold = run.held.index(True, 25)
+    assert 30 + 20 - 12 <= first_hold <= 30 + 20, "what was there was played to its end"
+    assert first_fault - first_hold == pytest.approx(MAX_HOLD_S * FPS, abs=4)
+    robot.process.send_signal(signal.SIGCONT)
+    again = robot.episode(1.5)
+    assert again.fault is None
+    assert not any(again.held[15:])
+
+
+def test_a_short_stop_is_played_over(robot: Robot) -> None:
+    arm(robot)
+    run = robot.episode(3.0, at={30: signal.SIGSTOP, 60: signal.SIGCONT})
+    assert run.fault is None
+    assert not any(run.held[75:])
+    never_waited(run)
+
+
+def test_a_killed_process_is_a_fault_and_the_next_episode_works_after_its_restart(
+    robot: Robot,
+) -> None:
+    arm(robot)
+    run = robot.episode(3.5, at={30: signal.SIGKILL})
+    never_waited(run)
+    assert run.fault is not None
+    assert "the inference process is gone" in run.fault
+    robot.process.wait(timeout=10.0)
+    robot.start()
+    end_s = time.monotonic() + 20.0
+    while not robot.channel.connected:
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    time.sleep(0.5)  # it loads the same policy by itself
+    again = robot.episode(1.5)
+    assert again.fault is None
+    assert not any(again.held[15:])
+
+
+def test_a_policy_that_hangs_inside_the_runtime_does_not_stop_the_loop(robot: Robot) -> None:
+    arm(robot, multiplications=0)
+    os.kill(robot.process.pid, 0)
+    with pytest.raises(Exception, match="did not answer 'load' within 2 s"):
+        robot.source.load(write_policy(robot.log.parent / "2", version=2, hang=True), 2.0)
+    run = robot.episode(2.0)
+    never_waited(run)
+    assert run.fault is not None
+    assert "does not answer" in run.fault
+
+
+def test_a_real_act_goes_from_export_through_qualification_to_the_loop(robot: Robot) -> None:
+    staged = robot.store.stage()
+    spec = tiny_spec(chunk_size=30)
+    write_act(staged, spec)
+    verdict = qualify(staged, robot.config_path)
+    assert verdict.ok, verdict.reasons
+    robot.store.install(staged, 5)
+    robot.store.activate(5)
+    loaded = robot.source.load(robot.store.resolve("active"), 20.0)
+    assert (loaded.version, loaded.chunk_size) == (5, 30)
+    run = robot.episode(3.0)
+    assert run.fault is None
+    assert not any(run.held[15:])
+    never_waited(run)
+
+
+def write_act(folder: Path, spec: PolicySpec) -> None:
+    """An untrained ACT as the coordinator would release it."""
+    from policy.build import build_policy
+    from policy.export import export_onnx, golden_answers, golden_observations
+    from policy.statistics import Component, FeatureSketch, Normalizer, Sketch
+
+    random = np.random.default_rng(0)
+    features = {
+        name: FeatureSketch.measure(
+            [Component(name=part, low=-180.0, high=180.0) for part in parts],
+            random.normal(0.0, 20.0, (200, len(parts))).astype(np.float32),
+        )
+        for name, parts in spec.vectors.items()
+    }
+    normalizer = Normalizer.from_sketches([Sketch(features=features)])
+    policy = build_policy(spec, normalizer, seed=0)
+    path = folder / "policy.onnx"
+    export_onnx(policy, spec, normalizer, path, {"version": 5})
+    content = path.read_bytes()
+    manifest = ReleaseManifest(
+        version=5,
+        round=5,
+        base_digest="0" * 64,
+        spec=spec.to_json(),
+        normalizer=normalizer.to_json(),
+        files={
+            "policy.onnx": FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        },
+        golden=golden_answers(path, golden_observations(spec, normalizer, 3)),
+        tolerance=1e-2,
+        evaluation={},
+        contributors=(),
+        created_unix_s=time.time(),
+    )
+    (folder / "manifest.json").write_bytes(manifest.canonical_bytes())
