@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
@@ -165,7 +166,8 @@ class ApiServer(uvicorn.Server):
 
 
 def make_server(app: Starlette) -> ApiServer:
-    """A server that logs nothing itself and closes quickly."""
+    """A server that logs its troubles alone and closes quickly."""
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     return ApiServer(
         uvicorn.Config(
             app,

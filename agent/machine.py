@@ -107,9 +107,7 @@ class Permissions:
 
 def permissions(state: State) -> Permissions:
     """Training and ingest are for idle alone; inference for an armed rollout."""
-    return Permissions(
-        always=True, idle=state is State.IDLE, rollout_armed=state is State.ROLLOUT
-    )
+    return Permissions(always=True, idle=state is State.IDLE, rollout_armed=state is State.ROLLOUT)
 
 
 class Machine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal
 
-from agent.errors import Refused
+from agent.errors import ProcessUnavailable, Refused
 from agent.machine import MEND, Event, State
 from agent.supervisor import Supervisor
 
@@ -49,15 +49,16 @@ class Operations:
         """Park, release, go idle."""
         async with self._one_at_a_time:
             self._supervisor.event(Event.TELEOP_STOP)
-            return await self._park()
+            return await self._park(energise=False)
 
     async def park(self) -> dict[str, Any]:
         """Park and release from wherever the arm is; ends teleoperation or a rollout."""
         async with self._one_at_a_time:
             if self._supervisor.state is State.ROLLOUT:
                 return await self._disarm()
+            energise = self._supervisor.state is State.IDLE
             self._supervisor.event(Event.PARK)
-            return await self._park()
+            return await self._park(energise=energise)
 
     async def record_start(self, task: str) -> dict[str, Any]:
         """Begin an episode, starting teleoperation first if the arm is idle."""
@@ -92,9 +93,7 @@ class Operations:
                     self._supervisor.event(Event.NOT_STARTED)
                 raise
 
-    async def rollout_start(
-        self, seconds: float, task: str | None, record: bool
-    ) -> dict[str, Any]:
+    async def rollout_start(self, seconds: float, task: str | None, record: bool) -> dict[str, Any]:
         """Run one episode in the background; returns when the policy has taken command."""
         async with self._one_at_a_time:
             self._armed()
@@ -138,14 +137,22 @@ class Operations:
         except Refused:
             # The arm may be energised by now: park it. A fault stays a fault.
             if self._supervisor.state is State.TELEOP:
-                await self._park()
+                await self._park(energise=False)
             raise
 
-    async def _park(self) -> dict[str, Any]:
-        """Have the arm parked and released; idle is reached when this returns."""
-        result = await self._supervisor.command("park", PARK_S)
-        if self._supervisor.state is State.TELEOP:
-            self._supervisor.event(Event.RELEASED)
+    async def _park(self, *, energise: bool) -> dict[str, Any]:
+        """Have the arm parked and released; idle is reached when this returns.
+
+        Without `energise` an arm that is released already stays where it lies.
+        """
+        try:
+            result = await self._supervisor.command("park", PARK_S, energise=energise)
+        except ProcessUnavailable:
+            raise  # if it died the state is fault by now; if it is late it may still be moving
+        except Refused:
+            self._supervisor.event(Event.NOT_STARTED)  # a fault that came first stays
+            raise
+        self._supervisor.event(Event.RELEASED)
         return result
 
     async def _disarm(self) -> dict[str, Any]:

@@ -65,7 +65,6 @@ class Supervisor:
         self._watchdog_due_s = 0.0
         self._freeze_ms: float | None = None
         self._stopping = asyncio.Event()
-        self._changed = asyncio.Event()
         self._children: dict[str, Child] = {}
         for row in rows if rows is not None else process_table(config):
             self._children[row.name] = Child(
@@ -122,29 +121,14 @@ class Supervisor:
             raise Refused(str(reply.get("error", f"{name} was refused")))
         return dict(reply.get("result") or {})
 
-    async def restart(self, name: str) -> None:
-        """Kill one process; the table starts it again."""
-        self._children[name].kill()
-        await asyncio.sleep(0)
-
     def request_stop(self) -> None:
         """Park the arm, end every process, then let `run` return."""
         self._stopping.set()
 
-    async def changed(self, timeout_s: float) -> None:
-        """Wait until something was heard from a child, or `timeout_s`."""
-        self._changed.clear()
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
-        except TimeoutError:
-            return
-
     def status(self) -> dict[str, Any]:
         """All there is to know; the body of GET /v1/status."""
         control = self._statuses.get("control", {})
-        children = {
-            name: status for name, status in self._statuses.items() if name != "control"
-        }
+        children = {name: status for name, status in self._statuses.items() if name != "control"}
         return {
             **children,
             "ok": True,
@@ -169,7 +153,7 @@ class Supervisor:
                 "cameras": {k: list(v) for k, v in self.config.camera_shapes.items()},
                 "fps": self.config.control.fps,
             },
-            "control": control,
+            "control": {k: v for k, v in control.items() if k not in ("recording", "rollout")},
             "processes": {name: child.describe() for name, child in self._children.items()},
             "freeze_ms": self._freeze_ms,
             "events": list(self._events)[-EVENTS_SHOWN:],
@@ -244,7 +228,6 @@ class Supervisor:
     def _hear(self, name: str) -> None:
         child = self._children[name]
         for message in child.receive():
-            self._changed.set()
             kind = message.pop("kind")
             if kind == "status":
                 self._statuses[name] = message

@@ -1,7 +1,7 @@
 """The campaign: how a fleet gets from first data to its last release. Pure.
 
     gathering -> statistics -> building -> installing -> waiting -> joining -> training -> waiting …
-                                                            `-> finishing -> done
+                                                            `-> finishing -> finished
 
 Time comes in with every call (unix seconds, the coordinator's clock); what is to be done goes out
 as actions. Nothing waits for one robot: each phase has a deadline, and a window with too few joins
@@ -33,6 +33,8 @@ from protocol.messages import AgentStatus, Answer
 RETRY_S = 5.0
 # A robot whose base could not be installed is tried again after this.
 INSTALL_RETRY_S = 20.0
+# Pushing a base to robots that answer must not hold up the next window for long.
+INSTALL_S = 20.0
 # Time for statuses to say that a base arrived, before a robot counts as having missed it.
 SETTLE_S = 6.0
 
@@ -263,7 +265,7 @@ class Campaign:
             case Phase.INSTALLING if not self._busy and now >= self._retry_at:
                 members = tuple(self.roster.connected(now))
                 if members:
-                    actions.append(self._run("install", 0, members, self._rules.close_s))
+                    actions.append(self._run("install", 0, members, INSTALL_S))
             case Phase.WAITING if not self._busy:
                 actions += self._wait(now)
             case Phase.JOINING:
@@ -293,7 +295,7 @@ class Campaign:
     def _wait(self, now: float) -> list[Action]:
         missing = self._missed_the_base(now)
         if missing and not self._ready_to_open(now):
-            return [self._run("install", self.state.round, missing, self._rules.close_s)]
+            return [self._run("install", self.state.round, missing, INSTALL_S)]
         if self._ready_to_open(now):
             return self._open(now)
         return []
@@ -344,6 +346,7 @@ class Campaign:
                 known_bases=state.known_bases(),
                 base_digest=base.digest,
                 base_round=base.round,
+                merged_bases=dict(state.merged_bases),
             ),
             expected=frozenset(expected),
         )
@@ -389,11 +392,11 @@ class Campaign:
             return []
         missing = self._missed_the_base(now)
         if missing:
-            return [self._run("install", self.state.round, missing, self._rules.close_s)]
+            return [self._run("install", self.state.round, missing, INSTALL_S)]
         if self.state.candidates or self.state.export is not None:
             return []
-        self.state.phase = Phase.DONE
-        return [Note("done", {"round": self.state.round, "releases": len(self.state.releases)})]
+        self.state.phase = Phase.FINISHED
+        return [Note("finished", {"round": self.state.round, "releases": len(self.state.releases)})]
 
     # --- releases ---
 

@@ -8,9 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coordinator.errors import ConfigError
+from policy.errors import BadSpec
+from policy.spec import PolicySpec
+from protocol.messages import Features
 from protocol.topics import IDENTITY_PATTERN
 
 CONFIG_NAME = "coordinator.toml"
+
+# Stands in for the robots when the file is checked; their names are not known before they speak.
+_ANY_ROBOT = Features(state_names=("a",), action_names=("a",), environment_names=("b",), fps=30)
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -87,6 +93,22 @@ class CoordinatorConfig(_Table):
         return sha256(part.encode()).hexdigest()
 
 
+def policy_spec(config: CoordinatorConfig, features: Features) -> PolicySpec:
+    """The policy's specification: [policy] and the names the robots have; raises ConfigError."""
+    try:
+        return PolicySpec.from_json(
+            {
+                **config.policy,
+                "state_names": list(features.state_names),
+                "action_names": list(features.action_names),
+                "environment_names": list(features.environment_names),
+                "fps": round(features.fps),
+            }
+        )
+    except BadSpec as error:
+        raise ConfigError(f"[policy]: {error}") from error
+
+
 def load_config(folder: Path) -> CoordinatorConfig:
     """Read `folder`/coordinator.toml; raises ConfigError with file, key and what is allowed."""
     path = folder / CONFIG_NAME
@@ -102,6 +124,10 @@ def load_config(folder: Path) -> CoordinatorConfig:
         config = CoordinatorConfig.model_validate(table)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
+    try:
+        policy_spec(config, _ANY_ROBOT)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return config
 
 
@@ -121,6 +147,13 @@ def _one_line(error: ValidationError) -> str:
 def render_config(fleet: str, host: str, ports: Ports) -> str:
     """The coordinator.toml that `init` writes, with every campaign key and its default."""
     campaign = CampaignConfig()
+    defaults = policy_spec(CoordinatorConfig(), _ANY_ROBOT).to_json()
+    given = {"kind", "state_names", "action_names", "environment_names", "cameras", "fps"}
+    policy = "\n".join(
+        f"# {key} = {str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in defaults.items()
+        if key not in given
+    )
     return f"""\
 # Armada coordinator. Ports are on `host`; all keys are checked, unknown ones are refused.
 fleet = "{fleet}"
@@ -138,6 +171,7 @@ min_episodes = {campaign.min_episodes}        # an agent counts once it has as m
 join_s = {campaign.join_s}            # time to answer a window
 close_s = {campaign.close_s}          # time for the whole window
 interval_s = {campaign.interval_s}       # between windows
+gather_s = {campaign.gather_s}         # how long min_agents with data wait for the others
 open_when = "{campaign.open_when}"  # or "ready": as soon as all gained min_local_steps
 strategy = "{campaign.strategy}"
 proximal_mu = {campaign.proximal_mu}
@@ -151,5 +185,7 @@ evaluation_wait_s = {campaign.evaluation_wait_s}
 regression_tolerance = {campaign.regression_tolerance}  # raw units a release may be worse
 
 [policy]
-# Fields of the policy's specification: chunk_size, dim_model, n_heads, cameras, ...
+# Fields of the policy's specification; names and fps come from the robots.
+# cameras = [{{name = "overhead", height = 96, width = 128}}]
+{policy}
 """

@@ -30,7 +30,7 @@ class Phase(StrEnum):
     JOINING = "joining"  # a window is open for answers
     TRAINING = "training"  # a Flower round in the window
     FINISHING = "finishing"  # all rounds done, candidates still open
-    DONE = "done"
+    FINISHED = "finished"
 
 
 class _Model(BaseModel):
@@ -70,6 +70,7 @@ class RoundSummary(_Model):
     members: list[str]
     replies: list[dict[str, Any]] = []
     installed: list[str] = []
+    not_installed: dict[str, str] = {}
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0

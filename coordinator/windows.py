@@ -8,6 +8,7 @@ One answer counts per agent, the first. Nobody waits for anybody: what is late i
 window with too few joins closes without a round.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -37,16 +38,17 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True)
 class WindowRules:
-    """What a window asks for; see CampaignConfig."""
+    """What a window asks for; see CampaignConfig. merged_bases: agent -> base of its last work."""
 
     min_agents: int
     min_local_steps: int
     max_staleness: int
     local_work: str
     members: frozenset[str]
-    known_bases: dict[str, int]
+    known_bases: Mapping[str, int]
     base_digest: str
     base_round: int
+    merged_bases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,6 +104,9 @@ class WindowState:
             return Refusal.UNKNOWN_BASE
         if rules.base_round - base_round > rules.max_staleness:
             return Refusal.STALE
+        # Work on that base is in the aggregate already; the same work must not count twice.
+        if rules.merged_bases.get(answer.agent_id) == answer.base_digest:
+            return Refusal.NOTHING_GAINED
         if answer.steps < max(1, rules.min_local_steps):
             return Refusal.NOTHING_GAINED
         return None

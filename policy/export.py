@@ -86,6 +86,7 @@ def check_parity(
     proves the normaliser inside the graph. Raises ParityFailed above ``tolerance``, BadModelFile.
     """
     session = OnnxPolicy(path)
+    shapes = {name: value.ndim for name, value in _zeros(spec).items()}
     preprocess, postprocess = build_processors(spec, normalizer)
     worst = 0.0
     training = policy.training
@@ -94,8 +95,8 @@ def check_parity(
         for name in input_names(spec):
             value = torch.from_numpy(np.ascontiguousarray(observation[name]))
             if value.dtype == torch.uint8:
-                value = value.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-            raw[name] = value
+                value = value.movedim(-1, -3).to(torch.float32) / 255.0
+            raw[name] = value if value.ndim == shapes[name] else value.unsqueeze(0)
         expected = postprocess(policy.predict_action_chunk(preprocess(raw)))[0].numpy()
         worst = max(worst, float(np.abs(session.infer(observation) - expected).max()))
     policy.train(training)
@@ -109,7 +110,8 @@ def golden_observations(
 ) -> list[dict[str, Array]]:
     """Made-up raw observations around the fleet's mean, with which a file can be checked.
 
-    They are drawn from the normaliser, so they show nobody's data.
+    They are drawn from the normaliser, so they show nobody's data. No batch axis: state [S], image
+    u8 [H,W,3].
     """
     random = np.random.default_rng(seed)
     observations = []
@@ -117,11 +119,11 @@ def golden_observations(
         observation: dict[str, Array] = {}
         for name, names in spec.vectors.items():
             if name != ACTION:
-                noise = random.standard_normal((1, len(names)))
+                noise = random.standard_normal(len(names))
                 value = normalizer.mean(name) + noise * normalizer.std(name)
                 observation[name] = value.astype(np.float32)
         for camera in spec.cameras:
-            shape = (1, camera.height, camera.width, 3)
+            shape = (camera.height, camera.width, 3)
             observation[camera.key] = random.integers(0, 256, shape, dtype=np.uint8)
         observations.append(observation)
     return observations
@@ -183,7 +185,7 @@ class _Deployed(torch.nn.Module):
 
 def _zeros(spec: PolicySpec) -> dict[str, Array]:
     values: dict[str, Array] = {
-        name: np.zeros((1, len(names)), np.float32)
+        name: np.zeros(len(names), np.float32)
         for name, names in spec.vectors.items()
         if name != ACTION
     }

@@ -34,17 +34,27 @@ class LocalTraining:
     def __init__(self, policy: torch.nn.Module, spec: PolicySpec) -> None:
         self.policy = policy
         self._parameters = trainable_parameters(policy)
-        self._optimizer = torch.optim.AdamW(
-            list(self._parameters.values()),
-            lr=spec.learning_rate,
-            weight_decay=spec.weight_decay,
-            fused=True,
-        )
+        self._decay = spec.weight_decay
         self._learning_rate = spec.learning_rate
-        self._young_steps = 0
         self._mu = 0.0
         self._base: list[torch.Tensor] = []
+        self.forget()
         policy.train()
+
+    def forget(self) -> None:
+        """Start the optimiser anew, with a warm-up.
+
+        A new base does not need it: Adam's second moments are about the size of gradients, which a
+        new base hardly changes, and its first moments fade within ten steps. To start anew at each
+        base would spend the warm-up again and again, and trained no better when measured.
+        """
+        self._optimizer = torch.optim.AdamW(
+            list(self._parameters.values()),
+            lr=self._learning_rate,
+            weight_decay=self._decay,
+            fused=True,
+        )
+        self._young_steps = 0
 
     def hold_to(self, base: Mapping[str, Array], mu: float) -> None:
         """Pull towards ``base`` from now on; ``mu`` 0 lets go. Raises BadWeights."""

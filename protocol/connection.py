@@ -81,7 +81,9 @@ class Connection:
         on_connected: Callable[[], None],
         will: Will | None = None,
         wall: Callable[[], float] = time.time,
+        stamp: Callable[[], float] | None = None,
     ) -> None:
+        """`wall` times what arrives; `stamp` (default: the same) is written into what is sent."""
         self._endpoint = endpoint
         self._tls = tls
         self._identity = identity
@@ -90,8 +92,12 @@ class Connection:
         self._on_connected = on_connected
         self._will = will
         self._wall = wall
+        self._stamp = wall if stamp is None else stamp
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._settled = threading.Event()  # accepted, or over
+        self._ended = threading.Event()
+        self._accepted_once = False
         self._thread: threading.Thread | None = None
         self._client: mqtt.Client | None = None
         self._session = uuid4().hex
@@ -144,7 +150,7 @@ class Connection:
             client = self._client
             if not self._connected or client is None:
                 return None
-            now = self._wall()
+            now = self._stamp()
             self._sequence += 1
             message = build(
                 Envelope(
@@ -187,17 +193,20 @@ class Connection:
             self._report(_explain(error, where, self._tls))
             return False
         self._failure = None
-        accepted = False
+        # paho's own thread, so that a publish from another thread wakes it at once.
+        client.loop_start()
         try:
-            while client.loop(timeout=1.0) == MQTTErrorCode.MQTT_ERR_SUCCESS:
-                accepted = accepted or self._connected
-                if self._stopping.is_set() and not client.is_connected():
-                    break
+            accepted = self._settled.wait(CONNECT_TIMEOUT_S) and self._accepted_once
+            if accepted:
+                self._ended.wait()
+            elif not self._ended.is_set():
+                self._failure = f"broker {where} does not answer; check the network"
+                client.disconnect()
         finally:
-            accepted = accepted or self._connected
             with self._lock:
                 self._connected = False
                 self._client = None
+            client.loop_stop()
         if not self._stopping.is_set():
             self._report(self._why_it_ended(accepted))
         return accepted
@@ -228,6 +237,9 @@ class Connection:
         client.on_disconnect = self._lost
         client.on_message = self._received
         client.on_publish = self._published
+        self._settled.clear()
+        self._ended.clear()
+        self._accepted_once = False
         with self._lock:
             self._session = uuid4().hex
             self._sequence = 0
@@ -236,7 +248,7 @@ class Connection:
             last_word = Envelope(
                 session=self._session,
                 sequence=WILL_SEQUENCE,
-                issued_unix_s=self._wall(),
+                issued_unix_s=self._stamp(),
                 expires_unix_s=None,
             )
             client.will_set(
@@ -263,6 +275,8 @@ class Connection:
         if self.error is not None:
             logger.info("connected to broker %s again", self._endpoint.address)
         self.error = None
+        self._accepted_once = True
+        self._settled.set()
         self._on_connected()
 
     def _lost(
@@ -280,6 +294,8 @@ class Connection:
                 f"another process connected to {self._endpoint.address} as {self._identity!r}; "
                 "each robot needs its own bundle"
             )
+        self._ended.set()
+        self._settled.set()
 
     def _received(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
         remaining = getattr(message.properties, "MessageExpiryInterval", None)

@@ -72,7 +72,7 @@ class Eyes:
             )
             self._tracker_camera = tracker.camera
             self._object = tracker.object
-        self._place = np.full(len(config.environment_names), np.nan, np.float32)
+        self._place: Vector = np.full(len(config.environment_names), np.nan, np.float32)
         self._tracked_sequence = -1
         self.seen = False  # in the newest picture looked at
 

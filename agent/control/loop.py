@@ -7,7 +7,7 @@ control process's loop thread alone calls it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from agent.control.observation import ActionSource, Observation, Vector
 from robot_io.arm import ArmReading, Follower
 from robot_io.calibration import GRIPPER, JOINTS
 from robot_io.errors import BusError, Unplugged
-from robot_io.health import Level, judge
+from robot_io.health import Level, Verdict, judge
 from robot_io.limits import FirstMoveGuard, Limits, Ramp, SafetyFilter
+from robot_io.sts3215 import ServoError
 
 # A reading must be bad for so many ticks in a row: one corrupt byte is no overheated motor.
 UNHEALTHY_TICKS = 3
@@ -54,7 +55,7 @@ class MotionLoop:
         clock: Callable[[], float],
         subscribers: tuple[Subscriber, ...] = (),
     ) -> None:
-        self._follower = follower
+        self.follower = follower
         self._look = look
         self._settings = settings
         self._clock = clock
@@ -93,12 +94,12 @@ class MotionLoop:
 
         Raises TorqueRefused or BusError: the arm is then as it was, or released.
         """
-        if all(self._follower.torque_states()):
-            # Held by an earlier command: torque stays on while the goal comes to the arm.
-            position = self._follower.read().position
-            self._sent = self._follower.write_goal(position)
-        else:
-            self._sent = self._follower.torque_on()
+        with self.follower.bus.patient():
+            if all(self.follower.torque_states()):
+                # Held by an earlier command: torque stays on while the goal comes to the arm.
+                self._sent = self.follower.write_goal(self.follower.read().position)
+            else:
+                self._sent = self.follower.torque_on()
         self._filter.reset()
         self._missed_in_a_row = 0
         self._unhealthy_ticks = 0
@@ -120,7 +121,7 @@ class MotionLoop:
     def stop_here(self) -> None:
         """Hold, with the present position as goal. Raises BusError."""
         self.hand_over(None)
-        self._sent = self._follower.write_goal(self._follower.read().position)
+        self._sent = self.follower.write_goal(self.follower.read().position)
         self._filter.reset()
 
     def tick(self) -> Tick | None:
@@ -140,7 +141,7 @@ class MotionLoop:
         requested = self._requested(observation, now_s)
         sent, _ = self._filter.apply(self._ramped(requested, now_s), reading.position, self._dt_s())
         try:
-            self._sent = self._follower.write_goal(sent)
+            self._sent = self.follower.write_goal(sent)
         except BusError as error:
             raise MotionFault(_lost(error)) from error
         tick = Tick(observation, reading, requested, self._sent, self._clock(), view.missing)
@@ -148,9 +149,25 @@ class MotionLoop:
             subscriber(tick)
         return tick
 
+    def note_health(self, reading: ArmReading) -> Verdict:
+        """Judge a reading and keep it for the status.
+
+        A gripper that holds something firmly is overloaded by our own setting (its Overload_Torque
+        is a quarter): the servo then limits itself, and the grip is not to be ended for that.
+        """
+        gripping = ServoError.OVERLOAD in reading.errors[GRIPPER]
+        errors = list(reading.errors)
+        errors[GRIPPER] &= ~ServoError.OVERLOAD
+        verdict = judge(replace(reading, errors=tuple(errors)))
+        self.reading = reading
+        self.warnings = tuple(f"follower {reason}" for reason in verdict.reasons)
+        if gripping:
+            self.warnings += ("follower gripper: grips so hard that its servo limits itself",)
+        return verdict
+
     def _read(self) -> ArmReading | None:
         try:
-            reading = self._follower.read()
+            reading = self.follower.read()
         except Unplugged as error:
             raise MotionFault(_lost(error)) from error
         except BusError as error:
@@ -162,9 +179,7 @@ class MotionLoop:
                 ) from error
             return None
         self._missed_in_a_row = 0
-        self.reading = reading
-        verdict = judge(reading)
-        self.warnings = tuple(f"follower {reason}" for reason in verdict.reasons)
+        verdict = self.note_health(reading)
         self._unhealthy_ticks = self._unhealthy_ticks + 1 if verdict.level is Level.FAULT else 0
         if self._unhealthy_ticks >= UNHEALTHY_TICKS and self._source is not None:
             raise MotionFault(f"follower {verdict.reasons[0]}")

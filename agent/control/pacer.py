@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
-
-RATE_WINDOW_TICKS = 300
 
 
 class Pacer:
@@ -45,22 +42,26 @@ class Pacer:
 
 
 class RateMeter:
-    """The rate held over the present session's last ticks."""
+    """The rate held over a session, from its first tick to its last."""
 
     def __init__(self) -> None:
-        self._times_s: deque[float] = deque(maxlen=RATE_WINDOW_TICKS)
+        self._first_s = self._last_s = 0.0
+        self.ticks = 0
 
     def restart(self) -> None:
-        """Forget the last session."""
-        self._times_s.clear()
+        """A new session begins."""
+        self.ticks = 0
 
     def tick(self, now_s: float) -> None:
         """One tick was made."""
-        self._times_s.append(now_s)
+        if self.ticks == 0:
+            self._first_s = now_s
+        self._last_s = now_s
+        self.ticks += 1
 
     @property
     def rate_hz(self) -> float | None:
         """Ticks a second; None before the second tick."""
-        if len(self._times_s) < 2 or self._times_s[-1] <= self._times_s[0]:
+        if self.ticks < 2 or self._last_s <= self._first_s:
             return None
-        return (len(self._times_s) - 1) / (self._times_s[-1] - self._times_s[0])
+        return (self.ticks - 1) / (self._last_s - self._first_s)

@@ -34,6 +34,9 @@ LOG_TAIL_BYTES = 65_536
 MAX_LOG_BYTES = 8 << 20
 
 CONNECTED = re.compile(r"SuperNode ID: (\d+)")
+# What Flower's retries write: the last of these says whether the SuperLink answers.
+LOST = "Connection attempt failed"
+REGAINED = ("SuperNode ID:", "Connection successful", "Sent successfully", "Received successfully")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 State = Literal["stopped", "connecting", "connected", "failed"]
@@ -122,6 +125,9 @@ class SuperNode:
         if now_s - children.started_s > STEADY_S:
             self._backoff_s = BACKOFF_FIRST_S
         self._error = None
+        if log.rfind(LOST) > max(log.rfind(mark) for mark in REGAINED):
+            error = f"no SuperLink answers at {self._bundle.info.superlink.address}; trying again"
+            return SuperNodeStatus("connecting", int(found[-1]), error, self._restarts)
         return SuperNodeStatus("connected", int(found[-1]), None, self._restarts)
 
     @property

@@ -176,9 +176,14 @@ class PolicyChannel:
             raise InferenceGone(f"the inference process ended during {header['kind']!r}")
         return reply
 
-    def greet_with(self, header: dict[str, Any] | None) -> None:
-        """Set what each new connection is told first (its reply comes among the replies)."""
-        self._greeting = header
+    def greet_with(self, header: dict[str, Any] | None) -> int:
+        """Set what each new connection is told first; return the `command` its reply will carry.
+
+        The reply comes among the replies. One to an earlier greeting may still come, too.
+        """
+        command = -next(self._command_ids)  # below zero: nobody waits for it in `request`
+        self._greeting = None if header is None else {**header, "command": command}
+        return command
 
     def _run(self) -> None:
         assert self._listener is not None
@@ -213,7 +218,7 @@ class PolicyChannel:
         self._peer = _Peer(connection)
         poller.register(connection, select.POLLIN)
         if self._greeting is not None:
-            self._peer.queue({**self._greeting, "command": 0})
+            self._peer.queue(self._greeting)
         self._connected.set()
         log.info("inference process %d connected", pid)
 

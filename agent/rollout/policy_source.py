@@ -53,6 +53,7 @@ class _Ready:
     loaded: LoadedPolicy
     scheduler: ChunkScheduler
     environment: tuple[int, ...]  # where the policy's names lie in the observation's
+    greeting: int  # the command whose reply tells that a restarted process has loaded it
 
 
 class PolicySource:
@@ -100,8 +101,9 @@ class PolicySource:
     def load(self, policy_dir: Path, timeout_s: float) -> LoadedPolicy:
         """Have the inference process load a policy folder; wait for it to connect and answer.
 
-        What was loaded before stays when this raises: EpisodeRunning, PolicyRefused,
-        InferenceGone, InferenceLate, BadFrame; each is a RolloutError with one clear line.
+        Raises PolicyRefused, with the policy before left in place; EpisodeRunning; InferenceGone,
+        InferenceLate or BadFrame, after which the process may have loaded either: an episode that
+        meets the wrong one is a fault. All are RolloutErrors with one clear line.
         """
         with self._lock:
             if self._running or self._loading:
@@ -114,8 +116,9 @@ class PolicySource:
             reply = self._channel.request(header, timeout_s)
             if reply.kind != "loaded":
                 raise PolicyRefused(str(reply.header.get("error", reply.kind)))
-            ready = self._make_ready(_read_loaded(reply.header))
-            self._channel.greet_with(header)  # one that was restarted loads the same again
+            loaded = _read_loaded(reply.header)
+            greeting = self._channel.greet_with(header)  # a restarted process loads it again
+            ready = self._make_ready(loaded, greeting)
             self._ready = ready
             return ready.loaded
         finally:
@@ -141,7 +144,7 @@ class PolicySource:
         if self._episode is None:
             self._fault = "no policy is loaded; arm the rollout first"
             return
-        self._episode.scheduler.begin(observation.state)
+        self._episode.scheduler.begin()
         self._take_replies(self._episode, observation.tick, now_s)
         self._ask(self._episode, observation, now_s)
 
@@ -181,7 +184,7 @@ class PolicySource:
             "latency_max_ms": round(times[-1] * 1000.0, 2) if times else None,
         }
 
-    def _make_ready(self, loaded: LoadedPolicy) -> _Ready:
+    def _make_ready(self, loaded: LoadedPolicy, greeting: int) -> _Ready:
         chunk = loaded.chunk_size
         interval = max(1, min(self._rules.replan_ticks, chunk // 2))
         rules = replace(
@@ -204,7 +207,7 @@ class PolicySource:
         if absent:
             raise PolicyRefused(f"the policy needs {', '.join(absent)}, which is not tracked")
         where = tuple(self._environment_names.index(name) for name in names)
-        return _Ready(loaded, scheduler, where)
+        return _Ready(loaded, scheduler, where, greeting)
 
     def _take_replies(self, episode: _Ready, tick: int, now_s: float) -> None:
         for frame in self._channel.replies():
@@ -214,16 +217,8 @@ class PolicySource:
                 case "failed":
                     if episode.scheduler.failed(_id_of(frame)):
                         self._trouble = f"the policy failed: {frame.header.get('error')}"
-                case "loaded" if frame.header.get("digest") != episode.loaded.digest:
-                    self._fault = (
-                        f"the inference process came back with another {episode.loaded.name}; "
-                        "arm the rollout again"
-                    )
-                case "refused":
-                    self._fault = (
-                        f"the inference process came back but cannot load "
-                        f"{episode.loaded.name}: {frame.header.get('error')}"
-                    )
+                case "loaded" | "refused" if frame.header.get("command") == episode.greeting:
+                    self._fault = self._fault or _misgreeted(frame, episode.loaded)
                 case kind if kind == GONE:
                     episode.scheduler.lost()
 
@@ -284,6 +279,18 @@ class PolicySource:
 def _id_of(frame: Frame) -> int:
     request = frame.header.get("id")
     return request if isinstance(request, int) else 0
+
+
+def _misgreeted(frame: Frame, loaded: LoadedPolicy) -> str | None:
+    """Return why a process that was restarted cannot go on with the episode's policy."""
+    if frame.kind == "refused":
+        return (
+            f"the inference process came back but cannot load {loaded.name}: "
+            f"{frame.header.get('error')}"
+        )
+    if frame.header.get("digest") != loaded.digest:
+        return f"the inference process came back with another {loaded.name}; arm the rollout again"
+    return None
 
 
 def _read_loaded(header: Mapping[str, Any]) -> LoadedPolicy:

@@ -153,4 +153,8 @@ def _wrong_counts(claim: Claim) -> str | None:
 
 
 def _scaled(delta: Weights, factor: float) -> Weights:
-    return {name: (value * np.float32(factor)).astype(np.float32) for name, value in delta.items()}
+    # In float64: a factor of 1e-45 and below, for a huge delta, has no precision left in float32.
+    return {
+        name: np.asarray(value.astype(np.float64) * factor, dtype=np.float32)
+        for name, value in delta.items()
+    }

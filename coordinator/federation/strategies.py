@@ -120,8 +120,9 @@ def row(config: StrategyConfig) -> Row:
 
 def min_replies(config: StrategyConfig) -> int:
     """Fewest replies this strategy is defined for; raises UnknownStrategy."""
+    found = row(config)
     try:
-        return row(config).min_replies(config.params)
+        return found.min_replies(config.params)
     except (TypeError, ValueError) as error:
         raise UnknownStrategy(f"strategy {config.name}: a parameter is not a number") from error
 
@@ -143,8 +144,9 @@ def aggregate(
         raise UnknownStrategy(
             f"strategy {config.name} needs {needed} replies; {len(contributions)} were accepted"
         )
+    build = row(config).build
     try:
-        strategy = row(config).build(weighted_by_key=WEIGHT_KEY, **config.params)
+        strategy = build(weighted_by_key=WEIGHT_KEY, **config.params)
     except (TypeError, ValueError) as error:
         raise UnknownStrategy(f"strategy {config.name}: {error}") from error
     _prepare(strategy, base, memory or {})
@@ -196,7 +198,10 @@ def _record(base: Weights, contribution: Contribution, name: str) -> RecordDict:
         if contribution.loss is None or not contribution.loss >= 0:
             raise RoundFailed("qfedavg needs the training loss of every reply, not below 0")
         metrics[LOSS_KEY] = contribution.loss
-    arrays = {key: FlowerArray(value + contribution.delta[key]) for key, value in base.items()}
+    # A sum of tensors without dimensions is a numpy scalar, which Flower does not take.
+    arrays = {
+        key: FlowerArray(np.asarray(value + contribution.delta[key])) for key, value in base.items()
+    }
     return RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord(metrics)})
 
 

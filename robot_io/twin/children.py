@@ -48,14 +48,14 @@ def become_child(parent: int) -> Callable[[], bool]:
     return lambda: running
 
 
-def receive(link: socket.socket) -> tuple[dict[str, Any], bytes] | None:
-    """The next message if one waits, else None.
+def receive(link: socket.socket, wait: bool = False) -> tuple[dict[str, Any], bytes] | None:
+    """The next message; None when none waits, unless ``wait`` says to wait for one.
 
     Raises:
         EOFError: the other end is closed.
     """
     try:
-        data = link.recv(MESSAGE_MAX_BYTES, socket.MSG_DONTWAIT)
+        data = link.recv(MESSAGE_MAX_BYTES, 0 if wait else socket.MSG_DONTWAIT)
     except BlockingIOError:
         return None
     if not data:

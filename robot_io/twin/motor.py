@@ -20,10 +20,10 @@ STALL_CURRENT_MA = 2700.0
 IDLE_CURRENT_MA = 30.0
 SUPPLY_V = 12.1
 SUPPLY_OHM = 0.08
-# One unit of P_Coefficient. With LeRobot's P = 16 an outstretched arm sags about half a degree
-# and follows with some 30 ms of lag, as the real one does.
-STIFFNESS_NM_RAD_PER_P = 5.0
-DAMPING_NM_S_RAD_PER_D = 1.6 / 32
+# The Robot Studio's identified SO-101 (17.8 Nm/rad; their MJCF, joints_properties.xml), taken as
+# LeRobot's P = 16. An outstretched arm then sags by a degree and follows some 60 ms behind.
+STIFFNESS_NM_RAD_PER_P = 17.8 / 16
+DAMPING_NM_S_RAD_PER_D = 0.6 / 32
 # Stall heats the motor towards +90 K with a time constant of three minutes.
 AMBIENT_C = 27.0
 STALL_HEATING_K = 90.0

@@ -26,8 +26,8 @@ CUBE_RGB = (0.9, 0.0, 0.0)
 CUBE_HUE_DEG = (340.0, 20.0)
 CUBE_START_M = (0.19, 0.0)
 
-# Folded over its base: it stays there when torque goes off, and the camera sees the whole table.
-REST_JOINTS_RAD = (0.0, -1.70, 1.55, 1.15, 0.0, 0.55)
+# Folded over its base, clear of the table and of where the cube lies; a held cube drops out.
+REST_JOINTS_RAD = (0.0, -1.70, 1.40, 1.62, 0.0, 0.25)
 
 # Middle of what the overhead camera sees, in the base frame, and how high it hangs. High and
 # narrow, so that height changes the picture little.
@@ -57,6 +57,15 @@ _COLOURS = {
 # Where a held cube's centre sits, in the gripper's frame: between the jaws, near their tips.
 GRASP_SITE = "grasp"
 _GRASP_POSITION_M = (0.0055, 0.0, -0.0935)
+
+
+# Rubber pads of 20 mm by 20 mm on both fingertips, as many builds wear them: body, place and turn.
+# The model's own tips are 7 mm wide and let go of a cube that they do not meet in its middle.
+_PAD_SIZE_M = (0.001, 0.010, 0.010)
+_PADS = (
+    ("gripper", (-0.0082, 0.0, -0.0925), 0.0),
+    ("moving_jaw_so101_v1", (-0.0112, -0.0690, 0.01875), -0.15),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,22 @@ def _dress_arm(spec: Any) -> None:
         mass=0.0,
         group=2,
     )
+    for body, position, turn in _PADS:
+        spec.body(body).add_geom(
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=_PAD_SIZE_M,
+            pos=position,
+            quat=(math.cos(turn / 2), 0.0, 0.0, math.sin(turn / 2)),
+            rgba=_BLACK,
+            contype=_ARM_BITS[0],
+            conaffinity=_ARM_BITS[1],
+            condim=6,
+            friction=(1.2, 5e-3, 5e-4),
+            solref=(0.01, 1.0),
+            priority=1,
+            mass=0.0,
+            group=2,
+        )
     spec.body("gripper").add_site(name=GRASP_SITE, pos=_GRASP_POSITION_M, group=4)
 
 

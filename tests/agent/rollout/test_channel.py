@@ -137,10 +137,10 @@ def test_the_answer_to_a_command_given_up_is_not_the_next_ones(
 def test_a_restarted_process_replaces_the_one_before_and_is_greeted(
     channel: PolicyChannel, far: InferenceEnd
 ) -> None:
-    channel.greet_with({"kind": "load", "dir": "/p/3"})
+    command = channel.greet_with({"kind": "load", "dir": "/p/3"})
     new = InferenceEnd(channel.path)
     (greeting,) = receive(new)
-    assert greeting.header == {"kind": "load", "dir": "/p/3", "command": 0}
+    assert greeting.header == {"kind": "load", "dir": "/p/3", "command": command}
     with pytest.raises(ControlGone):
         far.receive(1.0)
     assert replies(channel)[0].kind == GONE

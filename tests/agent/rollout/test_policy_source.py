@@ -81,8 +81,9 @@ class Rig:
     def load(self, folder: Path) -> None:
         with ThreadPoolExecutor(1) as pool:
             loading = pool.submit(self.source.load, folder, 5.0)
-            for header, arrays in self.server.answer(self.requests()):
-                self.far.send(header, arrays)
+            while not loading.done():
+                for header, arrays in self.server.answer(self.far.receive(0.02)):
+                    self.far.send(header, arrays)
             loading.result()
 
     def begin(self, tick: int, value: float = 0.0) -> None:
@@ -226,6 +227,25 @@ def test_a_policy_is_never_swapped_under_an_episode(armed: Rig, tmp_path: Path) 
     armed.source.end()
     armed.load(other)
     assert armed.source.loaded is not None and armed.source.loaded.version == 8
+
+
+def test_the_policy_armed_before_is_no_fault_of_the_one_armed_now(
+    armed: Rig, tmp_path: Path
+) -> None:
+    armed.reconnect()  # greeted with 7 and answered, as after disarming and arming again
+    armed.load(write_policy(tmp_path / "8", version=8, multiplications=1))
+    armed.begin(0)
+    armed.answer()
+    assert armed.act(1).goal is not None
+
+
+def test_a_process_restarted_between_episodes_that_lost_the_policy_is_a_fault_at_once(
+    armed: Rig, tmp_path: Path
+) -> None:
+    (tmp_path / "7" / "policy.onnx").unlink()
+    armed.reconnect()
+    armed.begin(0)
+    assert "cannot load 7" in str(armed.act(0).fault)
 
 
 def test_an_episode_without_a_policy_is_a_fault_at_once(rig: Rig) -> None:

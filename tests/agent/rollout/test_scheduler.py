@@ -192,15 +192,26 @@ def test_the_latency_reckoned_with_is_a_high_percentile_of_those_measured() -> N
     assert scheduler().latency_ticks == 1
 
 
-def test_the_first_join_leads_from_where_the_arm_stands() -> None:
+def test_after_a_hold_the_next_chunk_is_joined_from_the_held_action() -> None:
     schedule = scheduler(blend_ticks=3)
-    standing = np.zeros(SIZE, np.float32)
-    schedule.begin(standing)
+    schedule.begin()
+    first = schedule.ask(0)
+    assert first is not None
+    schedule.offer(first, np.zeros((CHUNK, SIZE), np.float32), 1)
+    assert [played(schedule, tick) for tick in (1, 11, 12)] == [0.0, 0.0, None]
+    second = schedule.ask(12)
+    assert second is not None
+    schedule.offer(second, np.full((CHUNK, SIZE), 8.0, np.float32), 13)
+    assert [played(schedule, tick) for tick in (13, 14, 15, 16)] == [2.0, 4.0, 6.0, 8.0]
+
+
+def test_the_first_action_is_the_policys_own_so_that_a_guard_sees_how_far_it_is() -> None:
+    schedule = scheduler(blend_ticks=3)
+    schedule.begin()
     request = schedule.ask(0)
     assert request is not None
-    target = np.full((CHUNK, SIZE), 8.0, np.float32)
-    schedule.offer(request, target, 1)
-    assert [played(schedule, tick) for tick in (1, 2, 3, 4)] == [2.0, 4.0, 6.0, 8.0]
+    schedule.offer(request, chunk_of(0), 1)
+    assert played(schedule, 1) == 1.0
 
 
 def test_ticks_never_go_backwards() -> None:

@@ -1,9 +1,10 @@
 """The policy store: whole after any kill, and one clear line for what does not fit."""
 
-import os
-import signal
+import json
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -154,46 +155,44 @@ def test_only_staged_folders_are_discarded(store: PolicyStore) -> None:
     assert path.is_dir()
 
 
-DISK_EVENTS = frozenset(  # sys.audit events of what changes the disk; fsync has none
-    "open os.open os.rename os.mkdir os.remove os.rmdir os.chmod tempfile.mkdtemp".split()  # noqa: SIM905
-)
+class Killer:
+    """The process of killing.py."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("killing.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def killed_at(self, step: int, folder: Path, operation: str, *argument: object) -> bool:
+        request = {
+            "folder": str(folder),
+            "operation": operation,
+            "argument": argument,
+            "step": step,
+        }
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, "the operation failed"
+        return bool(json.loads(answer))
 
 
-def killed_at(count: int, operation: Callable[[], object]) -> bool:
-    """Run in a child that kills itself (SIGKILL) at its count-th step to disk; False: it got by."""
-    child = os.fork()
-    if child == 0:
-        steps = 0
-
-        def step(event: str, _arguments: object = None) -> None:
-            nonlocal steps
-            if event in DISK_EVENTS:
-                steps += 1
-                if steps == count:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        fsync = os.fsync
-
-        def counted_fsync(descriptor: int) -> None:
-            step("open")
-            fsync(descriptor)
-
-        code = 1
-        try:
-            os.fsync = counted_fsync  # type: ignore[assignment]
-            sys.addaudithook(step)
-            operation()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the operation failed"
-    return os.WIFSIGNALED(status)
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    killer = Killer()
+    yield killer
+    with killer.process as process:
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 @pytest.mark.parametrize("operation", ["install", "activate", "roll_back", "prune"])
 def test_killed_between_any_two_steps_the_store_is_the_old_one_or_the_new_one(
-    tmp_path: Path, operation: str
+    tmp_path: Path, killer: Killer, operation: str
 ) -> None:
     deaths = 0
     while True:
@@ -205,15 +204,10 @@ def test_killed_between_any_two_steps_the_store_is_the_old_one_or_the_new_one(
             store.activate(2)
         staged = store.stage()
         write_policy(staged, version=3)
-        run = {
-            "install": lambda store=store, staged=staged: store.install(staged, 3),
-            "activate": lambda store=store: store.activate(2),
-            "roll_back": store.roll_back,
-            "prune": lambda store=store: store.prune(keep=1),
-        }[operation]
+        argument = {"install": (str(staged),), "activate": (2,), "prune": (1,)}.get(operation, ())
         before = (store.active(), store.previous())
         after = {"activate": ("2", "1"), "roll_back": ("1", None)}.get(operation, before)
-        killed = killed_at(deaths + 1, run)
+        killed = killer.killed_at(deaths + 1, store.folder, operation, *argument)
         # A process that starts afterwards finds a whole store, sweeps, and can do it again.
         fresh = PolicyStore(store.folder)
         choice = (fresh.active(), fresh.previous())
@@ -234,17 +228,18 @@ def test_a_reader_sees_the_old_choice_or_the_new_one_while_it_changes(store: Pol
     install(store, 1)
     install(store, 2)
     store.activate(1)
-    child = os.fork()
-    if child == 0:
-        try:
-            writer = PolicyStore(store.folder)
-            for _ in range(50):
-                writer.activate(2)
-                writer.activate(1)
-        finally:
-            os._exit(0)
+
+    def change() -> None:
+        writer = PolicyStore(store.folder)
+        for _ in range(50):
+            writer.activate(2)
+            writer.activate(1)
+
+    thread = threading.Thread(target=change)
+    thread.start()
     seen = set()
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
+    while thread.is_alive():
         seen.add(store.resolve("active").name)
+    thread.join()
     assert seen <= {"1", "2"}
     assert seen

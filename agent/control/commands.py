@@ -1,0 +1,307 @@
+"""What the supervisor may ask of the control process. Runs on worker threads, which may wait."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.config import AgentConfig
+from agent.control.arms import ArmName
+from agent.control.calibration import Step
+from agent.control.conductor import Conductor, Phase
+from agent.control.recording import Recording
+from agent.control.sources import LeaderSource
+from agent.errors import Refused
+from agent.rollout.policy_source import PolicySource
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.01
+IN_STEP_S = 25.0
+PARKED_S = 35.0
+
+
+@dataclass
+class RolloutRun:
+    """The running episode of a policy, or the last one."""
+
+    policy: str | None = None
+    running: bool = False
+    recorded: bool = False
+    seconds: float = 0.0
+    ticks: int = 0
+    missed_deadlines: int = 0
+    missed_before: int = 0
+    outcome: str | None = None
+
+
+class Commands:
+    """One method a command; each returns what the reply carries or raises an AgentError."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        conductor: Conductor,
+        recording: Recording,
+        policy: PolicySource,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._conductor = conductor
+        self._recording = recording
+        self._policy = policy
+        self._clock = clock
+        self._run = RolloutRun()
+        self._started_s = 0.0
+
+    def run(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Run one command by name. Raises Refused for one that does not exist."""
+        table: dict[str, Callable[..., dict[str, Any]]] = {
+            "calibrate": self.calibrate,
+            "teleop_start": self.teleop_start,
+            "record_start": self.record_start,
+            "record_finish": self.record_finish,
+            "record_discard": self.record_discard,
+            "park": self.park,
+            "rollout_arm": self.rollout_arm,
+            "rollout_start": self.rollout_start,
+            "rollout_stop": self.rollout_stop,
+            "rollout_disarm": self.rollout_disarm,
+            "estop": self.estop,
+            "reset": self.reset,
+        }
+        if name not in table:
+            raise Refused(f"the control process knows no command {name!r}")
+        return table[name](**arguments)
+
+    def calibrate(self, arm: ArmName, step: Step) -> dict[str, Any]:
+        """One step; torque is off and stays off."""
+        conductor = self._conductor
+        if conductor.energised:
+            raise Refused("the arm is energised; park it first")
+        return conductor.call(lambda: conductor.desk.step(arm, step))
+
+    def teleop_start(self) -> dict[str, Any]:
+        """Returns when the follower follows the leader."""
+        conductor = self._conductor
+        leader = conductor.arms.leader
+        if leader is None:
+            reason = conductor.arms.problems.get("leader", "no leader is configured ([teleop])")
+            raise Refused(f"no teleoperation: {reason}")
+        source = LeaderSource(leader, self._config.control.max_missed_reads)
+        conductor.call(lambda: conductor.start_motion(source, "teleop"))
+        self._wait_in_step()
+        return {}
+
+    def record_start(self, task: str) -> dict[str, Any]:
+        """Returns when the first tick of the episode may come."""
+        conductor = self._conductor
+        if self._recording.active:
+            raise Refused("an episode is already being recorded; finish or discard it first")
+        conductor.call(conductor.require_ready)
+        self._require_view()
+        if conductor.phase is Phase.IDLE:
+            self.teleop_start()
+        elif conductor.phase is not Phase.MOVING or conductor.purpose != "teleop":
+            raise Refused(f"recording needs teleoperation; the arm is {self._doing()}")
+        else:
+            self._wait_in_step()
+        return {"episode_id": self._recording.start(task, self._calibration_digest())}
+
+    def record_finish(self) -> dict[str, Any]:
+        """The episode is durable when this returns."""
+        return self._recording.finish()
+
+    def record_discard(self) -> dict[str, Any]:
+        """Nothing of the episode is kept."""
+        self._recording.discard()
+        return {}
+
+    def park(self, energise: bool) -> dict[str, Any]:
+        """Park and release; an arm at rest is moved only with `energise`."""
+        conductor = self._conductor
+        self._recording.set_aside("the arm was parked before the episode was finished")
+        if conductor.phase is Phase.MOVING or energise:
+            conductor.call(conductor.start_park)
+            self._wait_parked()
+        return {}
+
+    def rollout_arm(self, folder: str, policy: str) -> dict[str, Any]:
+        """Have the inference process load the policy; waits for it."""
+        if self._run.running:
+            raise Refused("a rollout is running; policies are swapped between episodes only")
+        self._conductor.call(self._conductor.require_ready)
+        loaded = self._policy.load(Path(folder), self._config.rollout.load_timeout_s)
+        self._run = RolloutRun(policy=loaded.name)
+        return {
+            "policy": policy,
+            "version": loaded.version,
+            "digest": loaded.digest,
+            "chunk_size": loaded.chunk_size,
+            "fps": loaded.fps,
+            "latency_ms": loaded.latency_ms,
+        }
+
+    def rollout_start(self, seconds: float, task: str, record: bool) -> dict[str, Any]:
+        """Give command to the policy; the episode ends by itself, in the park pose."""
+        conductor = self._conductor
+        loaded = self._policy.loaded
+        if loaded is None:
+            raise Refused("no policy is loaded; arm one first (rollout/arm)")
+        if self._run.running:
+            raise Refused("a rollout is already running; stop it first (rollout/stop)")
+        self._require_view()
+        self._run = RolloutRun(
+            policy=loaded.name,
+            running=True,
+            recorded=record,
+            missed_before=conductor.pacer.missed,
+        )
+        self._started_s = self._clock()
+        try:
+            if record:
+                self._recording.start(task, self._calibration_digest())
+            conductor.call(lambda: conductor.start_motion(self._policy, "rollout", seconds=seconds))
+        except Refused as error:
+            self._end_run(str(error))
+            if record:
+                self._recording.set_aside(str(error))
+            raise
+        return {"policy": loaded.name, "version": loaded.version}
+
+    def rollout_stop(self) -> dict[str, Any]:
+        """End the episode; returns when the arm is parked."""
+        conductor = self._conductor
+        if not self._run.running:
+            raise Refused("no rollout is running")
+        if conductor.purpose == "rollout":
+            self._run.outcome = "stopped by the operator"
+        conductor.call(conductor.start_park)
+        self._wait_parked()
+        return {"rollout": self.rollout_status()}
+
+    def rollout_disarm(self) -> dict[str, Any]:
+        """End the episode if one runs, then forget the policy."""
+        if self._run.running:
+            self.rollout_stop()
+        self._policy.unload()
+        return {}
+
+    def estop(self, release: bool) -> dict[str, Any]:
+        """Stop now."""
+        conductor = self._conductor
+        conductor.call(lambda: conductor.stop_here(release=release))
+        self._recording.set_aside("the emergency stop ended it")
+        self._end_run("the emergency stop ended it")
+        return {}
+
+    def reset(self) -> dict[str, Any]:
+        """Look at the hardware again; park an arm that is energised."""
+        conductor = self._conductor
+        self._recording.set_aside("a fault ended it")
+        parking = conductor.call(conductor.reset)
+        if parking:
+            self._wait_parked()
+        if self._policy.loaded is not None:
+            self._policy.unload()
+        return {"parked": parking}
+
+    # What the loop thread reports.
+
+    def tick(self) -> None:
+        """One tick of motion was made; a subscriber."""
+        if self._run.running and self._conductor.purpose == "rollout":
+            self._run.ticks += 1
+
+    def motion_ended(self, name: str, reason: str | None) -> None:
+        """The arm was released, or a fault ended the motion."""
+        if name == "fault":
+            self._recording.fail(f"a fault ended it: {reason}")
+            self._end_run(f"fault: {reason}")
+        else:
+            self._end_run(self._run.outcome or self._conductor.refusal or "ran its time")
+
+    def finish_recorded_rollout(self) -> None:
+        """Save a rollout's episode once it has ended; waits for the disk."""
+        if self._run.recorded and not self._run.running and self._recording.active:
+            try:
+                self._recording.finish()
+            except Refused as error:
+                log.error("%s", error)  # noqa: TRY400
+
+    def rollout_status(self) -> dict[str, Any]:
+        """The `rollout` part of the status."""
+        run, source = self._run, self._policy.status()
+        now_missed = self._conductor.pacer.missed - run.missed_before
+        return {
+            "armed": self._policy.loaded is not None,
+            "running": run.running,
+            "policy": run.policy,
+            "ticks": run.ticks,
+            "holds": source["held_ticks"],
+            "missed_deadlines": now_missed if run.running else run.missed_deadlines,
+            "seconds": round(self._clock() - self._started_s, 2) if run.running else run.seconds,
+            "outcome": run.outcome,
+            "inference": source,
+        }
+
+    def _end_run(self, outcome: str) -> None:
+        run = self._run
+        if not run.running:
+            return
+        run.missed_deadlines = self._conductor.pacer.missed - run.missed_before
+        run.seconds = round(self._clock() - self._started_s, 2)
+        run.outcome = outcome
+        run.running = False
+
+    def _require_view(self) -> None:
+        """An episode begins only with every camera there and every tracked object seen once."""
+        conductor = self._conductor
+        view = conductor.call(conductor.look)
+        if view.missing:
+            raise Refused(view.missing[0])
+        if not view.located:
+            raise Refused(conductor.eyes.unseen())
+
+    def _calibration_digest(self) -> str:
+        follower = self._conductor.arms.follower
+        return "" if follower is None else follower.calibration.digest()
+
+    def _doing(self) -> str:
+        conductor = self._conductor
+        if conductor.phase is Phase.MOVING:
+            return f"moving ({conductor.purpose})"
+        return conductor.phase.value
+
+    def _wait_in_step(self) -> None:
+        """Until the source has the arm. Raises Refused if it was not let in, or at fault."""
+        conductor = self._conductor
+        until_s = self._clock() + IN_STEP_S
+        while self._clock() < until_s:
+            if conductor.refusal is not None:
+                refusal = conductor.refusal
+                self._wait_parked()
+                raise Refused(f"{refusal}; bring the leader near the follower's pose")
+            if conductor.phase is not Phase.MOVING:
+                raise Refused(conductor.last_fault or "the motion was ended")
+            motion = conductor.motion
+            if motion is not None and motion.in_step:
+                return
+            time.sleep(POLL_S)
+        raise Refused(f"the follower did not come into step within {IN_STEP_S:.0f} s")
+
+    def _wait_parked(self) -> None:
+        """Until the arm is released. Raises Refused if it cannot be."""
+        conductor = self._conductor
+        until_s = self._clock() + PARKED_S
+        while self._clock() < until_s:
+            if conductor.phase is Phase.IDLE:
+                return
+            if conductor.phase is not Phase.MOVING:
+                raise Refused(f"the arm was not parked: {conductor.last_fault or 'it is held'}")
+            time.sleep(POLL_S)
+        raise Refused(f"the arm was not parked within {PARKED_S:.0f} s")

@@ -1,0 +1,246 @@
+"""The control process: `python -m agent.control.process --config FILE`.
+
+The main thread is the loop. Two threads speak with the supervisor, a few carry out commands, one
+writes the journal, one reads each camera.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import cv2
+
+from agent.config import AgentConfig, load_config
+from agent.control.arms import Arms
+from agent.control.commands import Commands
+from agent.control.conductor import Conductor
+from agent.control.eyes import Eyes
+from agent.control.loop import Tick
+from agent.control.recording import Recording
+from agent.errors import AgentError, ConfigError, LinkClosed
+from agent.link import ChildLink
+from agent.rollout.channel import PolicyChannel
+from agent.rollout.policy_source import PolicySource
+from robot_io.errors import RobotIOError
+
+log = logging.getLogger(__name__)
+
+STATUS_PERIOD_S = 0.2
+HEARTBEAT_PERIOD_S = 0.5
+LISTEN_S = 0.05
+WORKERS = 4
+
+
+class ControlProcess:
+    """Puts the parts together and connects them with the supervisor."""
+
+    def __init__(self, config: AgentConfig, link: ChildLink) -> None:
+        self._config = config
+        self._link = link
+        self._closing = threading.Event()
+        self._outbox: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="command")
+        self._channel = PolicyChannel(config.inference_socket)
+        self._policy = PolicySource.from_config(config, self._channel)
+        self._recording = Recording(config, lambda: self._conductor.pacer.missed)
+        self._conductor = Conductor(
+            config,
+            Arms(config, time.monotonic),
+            Eyes(config),
+            (self._record, self._count),
+            self._on_event,
+        )
+        self._commands = Commands(config, self._conductor, self._recording, self._policy)
+
+    def run(self) -> None:
+        """Until SIGTERM, SIGINT or the end of the supervisor; parks first."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        for path in self._recording.recovered:
+            log.warning("an unfinished episode is kept aside: %s", path)
+        self._channel.open()
+        self._conductor.eyes.open()
+        threads = [
+            threading.Thread(target=self._listen, name="link-in", daemon=True),
+            threading.Thread(target=self._speak, name="link-out", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        _take_priority(self._config.control.realtime_priority)
+        gc.freeze()  # what is loaded stays; the collector need not walk it within a tick
+        self._conductor.run()
+        self._closing.set()
+        self._recording.close()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._channel.close()
+        self._outbox.put(None)
+        for thread in threads:
+            thread.join(1.0)
+        self._link.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._conductor.end()
+
+    # On the loop thread.
+
+    def _record(self, tick: Tick) -> None:
+        if self._conductor.purpose != "park":
+            self._recording(tick)
+
+    def _count(self, tick: Tick) -> None:
+        self._commands.tick()
+
+    def _on_event(self, name: str, reason: str | None) -> None:
+        self._commands.motion_ended(name, reason)
+        self._outbox.put(("event", {"name": name, "reason": reason}))
+        if not self._closing.is_set():
+            self._workers.submit(self._commands.finish_recorded_rollout)
+
+    # The link.
+
+    def _listen(self) -> None:
+        """Commands in; heartbeats and the status out, as long as the loop moves on."""
+        status_due_s = beat_due_s = 0.0
+        beats = -1
+        while not self._closing.is_set():
+            try:
+                message = self._link.receive(LISTEN_S)
+            except LinkClosed:
+                log.warning("the supervisor is gone; parking")
+                self._conductor.end()
+                return
+            if message is not None and message["kind"] == "command":
+                self._workers.submit(self._carry_out, message)
+            now_s = time.monotonic()
+            if now_s >= beat_due_s and self._conductor.beats != beats:
+                beats = self._conductor.beats
+                beat_due_s = now_s + HEARTBEAT_PERIOD_S
+                self._outbox.put(("heartbeat", {}))
+            if now_s >= status_due_s:
+                status_due_s = now_s + STATUS_PERIOD_S
+                self._outbox.put(("status", self.status()))
+
+    def _speak(self) -> None:
+        while True:
+            item = self._outbox.get()
+            if item is None:
+                return
+            kind, fields = item
+            try:
+                self._link.send(kind, **fields)
+            except LinkClosed:
+                return
+
+    def _carry_out(self, message: dict[str, Any]) -> None:
+        name, number = str(message["name"]), message["id"]
+        try:
+            result = self._commands.run(name, message.get("arguments", {}))
+        except (AgentError, RobotIOError, TimeoutError) as error:
+            log.info("%s: %s", name, error)
+            reply = {"ok": False, "error": str(error) or f"{name} took too long"}
+        else:
+            reply = {"ok": True, "result": result}
+        # The status first, so that whoever got the reply finds it told.
+        self._outbox.put(("status", self.status()))
+        self._outbox.put(("reply", {"id": number, **reply}))
+
+    def status(self) -> dict[str, Any]:
+        """What the supervisor merges into the agent's status."""
+        conductor = self._conductor
+        motion = conductor.motion
+        reading = None if motion is None else motion.reading
+        rate_hz = conductor.rate.rate_hz
+        desk = conductor.desk
+        place = conductor.view.environment
+        return {
+            "ready": conductor.ready,
+            "problems": conductor.problems(),
+            "phase": conductor.phase.value,
+            "purpose": conductor.purpose,
+            "torque": conductor.energised,
+            "rate_hz": None if rate_hz is None else round(rate_hz, 2),
+            "ticks": conductor.rate.ticks,
+            "missed_deadlines": conductor.pacer.missed,
+            "missed_reads": 0 if motion is None else motion.missed_reads,
+            "position": None if reading is None else _rounded(reading.position),
+            "temperature_c": None if reading is None else _rounded(reading.temperature_c),
+            "voltage_v": None if reading is None else _rounded(reading.voltage_v),
+            "environment": {
+                name: round(float(value), 4) if value == value else None  # NaN: not seen
+                for name, value in zip(self._config.environment_names, place, strict=False)
+            },
+            "cameras": conductor.eyes.status(),
+            "calibration": {
+                "arm": desk.busy,
+                "recording": desk.recording,
+                "ranges": desk.ranges,
+                "trouble": desk.trouble,
+            },
+            "bus": self._bus_stats(),
+            "recording": self._recording.status(),
+            "rollout": self._commands.rollout_status(),
+        }
+
+    def _bus_stats(self) -> dict[str, dict[str, int]]:
+        arms = {"follower": self._conductor.arms.follower, "leader": self._conductor.arms.leader}
+        return {name: arm.bus.stats.as_dict() for name, arm in arms.items() if arm is not None}
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 2) for value in values]
+
+
+def _take_priority(priority: int) -> None:
+    """SCHED_FIFO for the loop's thread, else a better nice value, else one line in the log.
+
+    SCHED_RESET_ON_FORK: what this thread starts later is not real-time.
+    """
+    if priority == 0:
+        return
+    try:
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
+    except OSError as fifo_error:
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -10)
+        except OSError:
+            log.warning(
+                "no real-time priority (%s): the loop shares the CPU with everybody; "
+                "allow LimitRTPRIO in the unit, or set control.realtime_priority = 0",
+                fifo_error.strerror,
+            )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the process; 2 for a configuration that is wrong."""
+    parser = argparse.ArgumentParser(prog="agent.control.process")
+    parser.add_argument("--config", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    link = ChildLink.from_environment()
+    try:
+        config = load_config(arguments.config)
+    except ConfigError as error:
+        log.error("%s", error)  # noqa: TRY400
+        return 2
+    cv2.setNumThreads(1)  # pictures are small; the other cores belong to inference and training
+    ControlProcess(config, link).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,433 @@
+"""The coordinator as a process: a thin shell round the campaign.
+
+One thread owns the campaign. Messages, round results, job results and commands are posted to it as
+calls; after each it ticks, saves what changed, and only then lets anything be heard outside: what
+the fleet was told is always in the durable state.
+"""
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from coordinator.audit import AuditLog, verify
+from coordinator.campaign import (
+    Action,
+    Announce,
+    BuildBase,
+    BuiltBase,
+    Campaign,
+    ExportRelease,
+    Note,
+    RunRound,
+)
+from coordinator.config import CoordinatorConfig, policy_spec
+from coordinator.enrolment import Layout, enrolled_agents
+from coordinator.errors import ConfigError, CoordinatorError, ExportFailed
+from coordinator.federation.driver import Member, RoundDriver
+from coordinator.federation.errors import FederationError
+from coordinator.federation.superlink import superlink_access
+from coordinator.http import HttpsServer, make_app
+from coordinator.jobs import BUILD_MODULE, EXPORT_MODULE, JobRunner
+from coordinator.mqtt import CLOSED_WINDOW_LIFETIME_S, FleetLink, FromAgent
+from coordinator.releases import ReleaseShelf
+from coordinator.rounds import base_path, make_order, read_result
+from coordinator.snapshot import make_snapshot
+from coordinator.state import (
+    Base,
+    CampaignState,
+    Export,
+    ReleaseRecord,
+    RoundSummary,
+    WindowRecord,
+    load_state,
+    save_state,
+)
+from protocol.messages import AgentEvent, AgentStatus, Answer, Command, ReleaseNotice, Window
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.2
+ENROLMENT_POLL_S = 1.0
+REGISTER_RETRY_S = 1.0
+KEPT_BASES = 4
+KEPT_EVENTS = 100
+COMMANDS = ("pause", "resume", "roll_back", "collect")
+
+
+class Coordinator:
+    """See the module. `run` blocks until `stopping` is set."""
+
+    def __init__(self, folder: Path, config: CoordinatorConfig, wall: Callable[[], float]) -> None:
+        """Raises StateError, AuditBroken, EnrolmentError, FederationError for a damaged folder."""
+        self._config = config
+        self._wall = wall
+        self._layout = Layout(folder)
+        self._state_folder = self._layout.state
+        self._state_folder.mkdir(parents=True, exist_ok=True)
+        state = load_state(self._state_folder)
+        audit_path = self._state_folder / "audit.jsonl"
+        self._audit = AuditLog(audit_path, wall)
+        verify(audit_path, must_contain=state.audit_head)
+        self._agents = enrolled_agents(self._layout)
+        self._campaign = Campaign(config, state, frozenset(self._agents), lambda: uuid4().hex)
+        self._shelf = ReleaseShelf(self._layout.releases)
+        self._shelf.sweep(frozenset(release.version for release in state.releases))
+        self._driver = RoundDriver(superlink_access(folder, config), self._state_folder / "rounds")
+        self._jobs = JobRunner(self._state_folder / "jobs")
+        self._link = FleetLink(self._layout, config, self._on_message, self._on_connected, wall)
+        self._calls: queue.SimpleQueue[Callable[[], list[Action]]] = queue.SimpleQueue()
+        # One thread each: rounds and jobs are one after the other, and do not wait for each other.
+        self._round_thread = ThreadPoolExecutor(1, thread_name_prefix="rounds")
+        self._job_thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
+        self._events: list[dict[str, Any]] = []
+        self._snapshot = b"{}"
+        self._saved = ""
+        self._registered: frozenset[str] = frozenset()
+        self._registering = False
+        self._register_at = 0.0
+        self._flower_error: str | None = None
+        self._registry_stamp = self._stamp()
+        self._registry_at = 0.0
+        self._announced: tuple[WindowRecord, bool] | None = None
+
+    @property
+    def state(self) -> CampaignState:
+        """The campaign's durable state."""
+        return self._campaign.state
+
+    def run(self, stopping: threading.Event) -> None:
+        """Serve until `stopping`. Raises CoordinatorError when a port is not to be had."""
+        app = make_app(self._shelf, lambda: self._snapshot, self._command)
+        server = HttpsServer(self._layout, self._config.host, self._config.ports.https, app)
+        server.start()
+        self._driver.prepare()
+        self._link.start()
+        try:
+            self._handle(lambda: self._campaign.resume(self._wall()))
+            while not stopping.is_set():
+                try:
+                    call = self._calls.get(timeout=TICK_S)
+                except queue.Empty:
+                    call = list
+                self._handle(call)
+        finally:
+            self._driver.close()
+            self._jobs.close()
+            self._link.stop()
+            server.stop()
+            self._round_thread.shutdown()
+            self._job_thread.shutdown()
+            self._audit.close()
+
+    # --- the one thread that owns the campaign ---
+
+    def _handle(self, call: Callable[[], list[Action]]) -> None:
+        now = self._wall()
+        self._look_for_enrolments(now)
+        self._register(now)
+        actions = call()
+        actions += self._campaign.tick(now)
+        for action in actions:
+            if isinstance(action, Note):
+                logger.info("%s %s", action.kind, json.dumps(action.fields)[:300])
+                self.state.audit_head = self._audit.append(action.kind, **action.fields)
+        self._save()
+        for action in actions:
+            self._do(action, now)
+        self._snapshot = make_snapshot(
+            self._config,
+            self._campaign,
+            now,
+            {
+                "broker": {
+                    "connected": self._link.connected,
+                    "error": self._link.error,
+                    "dropped": self._link.dropped,
+                },
+                "flower": {
+                    "registered": sorted(self._registered),
+                    "error": self._flower_error,
+                },
+                "events": self._events,
+            },
+        )
+
+    def _save(self) -> None:
+        text = self.state.model_dump_json()
+        if text != self._saved:
+            save_state(self._state_folder, self.state)
+            self._saved = text
+
+    def _do(self, action: Action, now: float) -> None:
+        match action:
+            case Note(kind="released"):
+                self._say_release()
+            case RunRound():
+                self._round_thread.submit(self._run_round, action)
+            case BuildBase():
+                self._job_thread.submit(self._build, dict(self.state.sketches))
+            case ExportRelease():
+                if self.state.export is not None:
+                    self._job_thread.submit(self._export, self.state.export.model_copy())
+            case Announce(window, closed):
+                self._announced = (window.model_copy(), closed)
+                self._say_window(now)
+
+    # --- what comes in, on other threads ---
+
+    def _post(self, call: Callable[[], list[Action]]) -> None:
+        self._calls.put(call)
+
+    def _on_message(self, message: FromAgent, received_unix_s: float) -> None:
+        self._post(lambda: self._take(message, received_unix_s))
+
+    def _on_connected(self) -> None:
+        self._post(self._say_again)
+
+    def _take(self, message: FromAgent, now: float) -> list[Action]:
+        match message:
+            case AgentStatus():
+                self._campaign.on_status(message, now)
+            case Answer():
+                return self._campaign.on_answer(message, now)[1]
+            case AgentEvent():
+                if message.agent_id not in self._campaign.roster.enrolled:
+                    return []
+                event = message.model_dump(mode="json", exclude={"envelope"})
+                self._events = [*self._events, {**event, "unix_s": now}][-KEPT_EVENTS:]
+                return [Note("agent_event", event)]
+        return []
+
+    # --- what is said ---
+
+    def _say_again(self) -> list[Action]:
+        self._say_window(self._wall())
+        self._say_release()
+        return []
+
+    def _say_window(self, now: float) -> None:
+        if self._announced is None:
+            return
+        record, closed = self._announced
+        rules = self._config.campaign
+        closes = record.closes_unix_s
+        lifetime_s = CLOSED_WINDOW_LIFETIME_S if closed else closes - now
+        if lifetime_s <= 0:
+            return
+        bases = self.state.known_bases()
+        self._link.announce(
+            lambda envelope: Window(
+                envelope=envelope,
+                window_id=record.window_id,
+                round=record.round,
+                base_digest=record.base_digest,
+                base_round=bases.get(record.base_digest, 0),
+                opens_unix_s=record.opens_unix_s,
+                join_by_unix_s=record.join_by_unix_s,
+                closes_unix_s=closes,
+                local_work=rules.local_work,
+                steps=rules.steps if rules.local_work == "window" else None,
+                proximal_mu=rules.proximal_mu,
+                max_local_steps=rules.max_local_steps,
+                max_staleness=rules.max_staleness,
+                config_digest=self._config.digest(),
+                closed=closed,
+            ),
+            lifetime_s,
+        )
+
+    def _say_release(self) -> None:
+        if not self.state.releases:
+            return
+        release = self.state.releases[-1]
+        self._link.release(
+            lambda envelope: ReleaseNotice(
+                envelope=envelope,
+                version=release.version,
+                round=release.round,
+                manifest_digest=release.manifest_digest,
+            )
+        )
+
+    def _command(self, agent_id: str, word: str) -> str | None:
+        """On the HTTPS thread: send a command; why it could not be sent, or None."""
+        if agent_id not in self._agents:
+            return f"no robot {agent_id!r} is enrolled"
+        if word not in COMMANDS:
+            return f"{word!r} is not a command; allowed are {', '.join(COMMANDS)}"
+        sent = self._link.command(
+            agent_id,
+            lambda envelope: Command.model_validate(
+                {"envelope": envelope, "agent_id": agent_id, "command": word}
+            ),
+        )
+        if not sent:
+            return self._link.error or "the broker is not connected"
+        self._post(lambda: [Note("command", {"agent_id": agent_id, "command": word})])
+        return None
+
+    # --- enrolment and registration ---
+
+    def _stamp(self) -> int:
+        path = self._layout.registry
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    def _look_for_enrolments(self, now: float) -> None:
+        """A robot enrolled while we run is a member at once."""
+        if now < self._registry_at:
+            return
+        self._registry_at = now + ENROLMENT_POLL_S
+        stamp = self._stamp()
+        if stamp != self._registry_stamp:
+            self._registry_stamp = stamp
+            self._agents = enrolled_agents(self._layout)
+            self._campaign.roster.enrolled = frozenset(self._agents)
+
+    def _register(self, now: float) -> None:
+        """Make every enrolled key known to the SuperLink, and try until it is there."""
+        if self._registering or now < self._register_at or self._registered >= set(self._agents):
+            return
+        self._registering = True
+        members = [
+            Member(agent_id=agent.agent_id, public_key=agent.public_key)
+            for agent in self._agents.values()
+        ]
+        self._round_thread.submit(self._register_members, members)
+
+    def _register_members(self, members: list[Member]) -> None:
+        error: str | None = None
+        try:
+            self._driver.register(members)
+        except (FederationError, OSError) as failure:
+            error = str(failure)
+        self._post(lambda: self._on_registered(members, error))
+
+    def _on_registered(self, members: list[Member], error: str | None) -> list[Action]:
+        self._registering = False
+        self._register_at = self._wall() + REGISTER_RETRY_S
+        if error is not None and error != self._flower_error:
+            logger.warning("%s", error)
+        self._flower_error = error
+        if error is None:
+            self._registered = frozenset(member.agent_id for member in members)
+        return []
+
+    # --- rounds and jobs, each on its own thread ---
+
+    def _run_round(self, action: RunRound) -> None:
+        members = [
+            Member(agent_id=agent_id, public_key=self._agents[agent_id].public_key)
+            for agent_id in action.members
+        ]
+        order = make_order(self._config, self.state, action, members, self._state_folder)
+        try:
+            result = self._driver.run_round(order)
+            summary, base = read_result(action, result, self._state_folder)
+            sketches = dict(result.sketches)
+        except (OSError, CoordinatorError) as error:
+            members_named = list(action.members)
+            summary = RoundSummary(
+                round=action.round, kind=action.kind, members=members_named, error=str(error)
+            )
+            base, sketches = None, {}
+        self._post(lambda: self._on_round(action, summary, base, sketches))
+
+    def _on_round(
+        self,
+        action: RunRound,
+        summary: RoundSummary,
+        base: Base | None,
+        sketches: dict[str, dict[str, Any]],
+    ) -> list[Action]:
+        now = self._wall()
+        match action.kind:
+            case "statistics":
+                return self._campaign.on_statistics(summary, sketches, now)
+            case "install":
+                return self._campaign.on_installed(summary, now)
+            case _:
+                actions = self._campaign.on_trained(summary, base, now)
+                self._prune_bases()
+                return actions
+
+    def _build(self, sketches: dict[str, dict[str, Any]]) -> None:
+        built: BuiltBase | str
+        try:
+            features = self.state.features
+            if features is None:
+                raise ExportFailed("no features are agreed on")
+            spec = policy_spec(self._config, features).to_json()
+            weights = base_path(self._state_folder, 0)
+            made = self._jobs.run(
+                BUILD_MODULE,
+                {
+                    "sketches": sketches,
+                    "spec": spec,
+                    "seed": self._config.campaign.seed,
+                    "weights": str(weights),
+                },
+            )
+            built = BuiltBase(
+                Base(
+                    round=0,
+                    digest=made["digest"],
+                    weights=str(weights.relative_to(self._state_folder)),
+                ),
+                spec,
+                made["normalizer"],
+                made["normalizer_digest"],
+            )
+        except (ExportFailed, ConfigError, OSError, KeyError) as error:
+            built = str(error)
+        self._post(lambda: self._campaign.on_built(built, self._wall()))
+
+    def _export(self, export: Export) -> None:
+        done: ReleaseRecord | str
+        try:
+            part = self._shelf.begin(export.version)
+            now = self._wall()
+            result = self._jobs.run(
+                EXPORT_MODULE,
+                {
+                    "weights": str(base_path(self._state_folder, export.candidate.round)),
+                    "spec": self.state.spec,
+                    "normalizer": self.state.normalizer,
+                    "folder": str(part),
+                    "version": export.version,
+                    "round": export.candidate.round,
+                    "base_digest": export.candidate.digest,
+                    "evaluation": export.evaluation.model_dump(mode="json"),
+                    "contributors": self.state.contributors,
+                    "created_unix_s": now,
+                },
+            )
+            self._shelf.publish(part, export.version)
+            done = ReleaseRecord(
+                version=export.version,
+                round=export.candidate.round,
+                base_digest=export.candidate.digest,
+                manifest_digest=result["manifest_digest"],
+                contributors=list(self.state.contributors),
+                evaluation=export.evaluation,
+                published_unix_s=now,
+            )
+        except (ExportFailed, OSError, KeyError) as error:
+            done = str(error)
+        self._post(lambda: self._campaign.on_exported(done, self._wall()))
+
+    def _prune_bases(self) -> None:
+        """Delete weights that no round, candidate or export needs any more."""
+        state = self.state
+        keep = {base.round for base in state.bases[-KEPT_BASES:]}
+        keep |= {candidate.round for candidate in state.candidates}
+        if state.export is not None:
+            keep.add(state.export.candidate.round)
+        for base in state.bases:
+            if base.round not in keep:
+                (self._state_folder / base.weights).unlink(missing_ok=True)

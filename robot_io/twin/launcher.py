@@ -1,0 +1,260 @@
+"""Starts the twin's processes, announces it in twin.json, and ends everything in order."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from robot_io.twin.children import Child
+from robot_io.twin.control import Control, ControlServer, Hands
+from robot_io.twin.errors import TwinBusy, TwinError, TwinProcessDied
+from robot_io.twin.expert import Expert
+from robot_io.twin.memory import load_assembly, load_eeprom, replace_file
+from robot_io.twin.render import check_names
+from robot_io.twin.scene import (
+    CUBE_HUE_DEG,
+    CUBE_SIZE_M,
+    REST_JOINTS_RAD,
+    Camera,
+    table_homography,
+)
+from robot_io.twin.shared import ARMS, JOINTS, Float, SharedState
+
+_LOG = logging.getLogger(__name__)
+_START_S = 60.0
+_END_S = 5.0
+_WATCH_S = 0.2
+# sun_path of a Unix socket, less the closing zero.
+_SOCKET_PATH_BYTES = 107
+
+
+@dataclass(frozen=True, slots=True)
+class TwinConfig:
+    """What ``armada twin run`` was asked for. ``usb_latency_s`` adds to every answer."""
+
+    folder: Path
+    seed: int
+    cameras: tuple[Camera, ...]
+    bus_timing: bool = False
+    usb_latency_s: float = 0.0
+
+
+class Process:
+    """One child process and the link to it."""
+
+    def __init__(self, module: str, shared: SharedState, arguments: Sequence[str]) -> None:
+        self.name = module
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            descriptors = (shared.descriptor, theirs.fileno())
+            self._popen = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    f"robot_io.twin.{module}",
+                    str(os.getpid()),
+                    *(str(descriptor) for descriptor in descriptors),
+                    *arguments,
+                ],
+                pass_fds=descriptors,
+                env=_child_environment(),
+            )
+        self._socket = ours
+        self.link = Child(module, ours)
+
+    def wait_ready(self) -> dict[str, Any]:
+        """Its first message.
+
+        Raises:
+            TwinProcessDied: it ended, or said nothing for a minute.
+        """
+        self._socket.settimeout(_START_S)
+        try:
+            data = self._socket.recv(1 << 16)
+        except OSError as error:
+            raise TwinProcessDied(f"the twin's {self.name} process: {error}") from error
+        if not data:
+            raise TwinProcessDied(f"the twin's {self.name} process did not start; see above")
+        first: dict[str, Any] = json.loads(data)
+        return first
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        return self._popen.poll() is not None
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        if not self.ended:
+            self._popen.terminate()
+
+    def reap(self) -> None:
+        """Wait for its end; kill it when it does not come."""
+        try:
+            self._popen.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            _LOG.warning("the twin's %s process does not end: killed", self.name)
+            self._popen.kill()
+            self._popen.wait()
+        self.link.close()
+
+
+class Twin:
+    """A running twin. ``start``, then ``watch`` until it should end, then ``stop``."""
+
+    def __init__(self, config: TwinConfig) -> None:
+        self._config = config
+        self._processes: list[Process] = []
+        self._server: ControlServer | None = None
+        self._lock: IO[str] | None = None
+
+    def start(self) -> None:
+        """Start all and write twin.json.
+
+        Raises:
+            TwinError: the reason in one line; nothing is left running after ``stop``.
+        """
+        config = self._config
+        folder = config.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        control_path = folder / "control.sock"
+        if len(os.fsencode(control_path)) > _SOCKET_PATH_BYTES:
+            raise TwinError(f"{control_path} is too long for a socket's name: use a shorter --dir")
+        self._lock = _lock(folder)
+        check_names(config.cameras)
+        load_assembly(folder, config.seed)
+        for arm in ARMS:
+            load_eeprom(folder, arm)
+        shared = SharedState.create()
+        where = [str(folder), str(config.seed)]
+        physics = self._spawn("physics", shared, where)
+        render = self._spawn(
+            "render",
+            shared,
+            [f"{c.name}:{c.width}x{c.height}@{c.fps:g}" for c in config.cameras],
+        )
+        ready = physics.wait_ready()
+        timing = [str(int(config.bus_timing)), str(config.usb_latency_s)]
+        bus = self._spawn("wire", shared, [*where, *timing])
+        bus.wait_ready()
+        ranges: Float = np.array(ready["ranges_rad"])
+        hands = Hands(shared, physics.link, ranges, Expert())
+        http_port = render.wait_ready()["port"]
+        self._server = ControlServer(
+            control_path, Control(shared, physics.link, bus.link, render.link, hands)
+        )
+        replace_file(folder / "twin.json", json.dumps(self._announce(http_port, ranges), indent=1))
+
+    def watch(self, ended: threading.Event) -> None:
+        """Until ``ended`` is set.
+
+        Raises:
+            TwinProcessDied: one of the processes ended by itself.
+        """
+        while not ended.wait(_WATCH_S):
+            for process in self._processes:
+                if process.ended:
+                    raise TwinProcessDied(f"the twin's {process.name} process ended by itself")
+
+    def stop(self) -> None:
+        """End everything and take away links, socket and twin.json. Can be called twice."""
+        folder = self._config.folder
+        if self._lock is None:
+            return
+        (folder / "twin.json").unlink(missing_ok=True)
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+        for process in self._processes:
+            process.stop()
+        for process in self._processes:
+            process.reap()
+        for name in (*ARMS, "control.sock"):
+            (folder / name).unlink(missing_ok=True)
+        self._lock.close()
+        self._lock = None
+
+    def _spawn(self, module: str, shared: SharedState, arguments: Sequence[str]) -> Process:
+        process = Process(module, shared, arguments)
+        self._processes.append(process)
+        return process
+
+    def _announce(self, http_port: int, ranges_rad: Float) -> dict[str, Any]:
+        folder = self._config.folder
+        cameras: dict[str, Any] = {}
+        for camera in self._config.cameras:
+            cameras[camera.name] = {
+                "url": f"http://127.0.0.1:{http_port}/{camera.name}.mjpg",
+                "width": camera.width,
+                "height": camera.height,
+                "fps": camera.fps,
+            }
+            if camera.name == "overhead":
+                cameras[camera.name]["table_homography"] = table_homography(
+                    camera.width, camera.height
+                ).tolist()
+        return {
+            "pid": os.getpid(),
+            "follower_port": str(folder / "follower"),
+            "leader_port": str(folder / "leader"),
+            "control": str(folder / "control.sock"),
+            "cameras": cameras,
+            "joints": list(JOINTS),
+            "rest_joints_rad": list(REST_JOINTS_RAD),
+            "joint_range_rad": ranges_rad.tolist(),
+            "objects": {"cube": {"size_m": CUBE_SIZE_M, "hue_deg": list(CUBE_HUE_DEG)}},
+        }
+
+
+def _lock(folder: Path) -> IO[str]:
+    file = (folder / "twin.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise TwinBusy(f"a twin runs in {folder} already: end it or use another --dir") from None
+    return file
+
+
+def _child_environment() -> dict[str, str]:
+    # One thread each: helpers of BLAS and of the software rasteriser only steal time from others.
+    return {
+        "MUJOCO_GL": "egl",
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "LP_NUM_THREADS": "0",
+    }
+
+
+def run(config: TwinConfig) -> None:
+    """Run a twin until SIGTERM or SIGINT.
+
+    Raises:
+        TwinError: it could not start, or one of its processes died.
+    """
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    twin = Twin(config)
+    began_s = time.monotonic()
+    try:
+        twin.start()
+        _LOG.info("twin ready in %s after %.1f s", config.folder, time.monotonic() - began_s)
+        twin.watch(ended)
+    finally:
+        twin.stop()

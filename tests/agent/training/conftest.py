@@ -1,0 +1,10 @@
+"""Makes written_episodes and synthetic_pick importable by the tests; LeRobot stays offline."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parents[1] / "policy"))

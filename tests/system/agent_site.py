@@ -1,0 +1,182 @@
+"""A robot host for system tests: a twin, an agent, and the person beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent.client import AgentClient
+from agent.errors import AgentClientError
+
+HERE = Path(__file__).parent
+CONFIG = """\
+[robot]
+port = "{twin[follower_port]}"
+id = "arm"
+park_pose = {park_pose}
+
+[teleop]
+port = "{twin[leader_port]}"
+id = "arm-leader"
+
+[cameras.overhead]
+source = "{camera[url]}"
+width = {camera[width]}
+height = {camera[height]}
+fps = {camera[fps]}
+
+[tracker]
+camera = "overhead"
+hue_min_deg = 340
+hue_max_deg = 20
+homography = {camera[table_homography]}
+
+[recording]
+min_free_mb = 1
+
+[training]
+enabled = {training}
+
+[paths]
+state_dir = "state"
+"""
+
+
+def wait_for[T](what: str, probe: Callable[[], T | None], timeout_s: float = 30.0) -> T:
+    """The first result of `probe` that is neither None nor False."""
+    until_s = time.monotonic() + timeout_s
+    while time.monotonic() < until_s:
+        result = probe()
+        if result is not None and result is not False:
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come within {timeout_s:.0f} s")
+
+
+class Person:
+    """The hands and eyes beside the twin."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(60.0)
+        self._socket.connect(address)
+        self._file = self._socket.makefile("rwb")
+
+    def ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        """One request; fails the test when it is refused."""
+        self._file.write(json.dumps({"op": op, **fields}).encode() + b"\n")
+        self._file.flush()
+        reply: dict[str, Any] = json.loads(self._file.readline())
+        assert reply.pop("ok"), reply
+        return reply
+
+    def close(self) -> None:
+        """Hang up."""
+        self._file.close()
+        self._socket.close()
+
+
+class Site:
+    """One twin and one agent in `folder`."""
+
+    def __init__(self, folder: Path, seed: int = 3) -> None:
+        self.folder = folder
+        self.config_path = folder / "agent.toml"
+        self.state_dir = folder / "state"
+        self._seed = seed
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.twin: dict[str, Any] = {}
+        self.agent: subprocess.Popen[bytes] | None = None
+
+    def start_twin(self) -> Person:
+        """Start the twin, wait until it is up."""
+        command = [sys.executable, "-m", "robot_io.twin.cli", "run"]
+        folder = self.folder / "twin"
+        self._start("twin", [*command, "--dir", str(folder), "--seed", str(self._seed)])
+        path = folder / "twin.json"
+        wait_for("the twin", lambda: path.exists() or None, 60.0)
+        self.twin = json.loads(path.read_text())
+        return Person(self.twin["control"])
+
+    def write_config(self, *, training: bool = False, extra: str = "") -> None:
+        """The configuration of this twin's robot."""
+        middle = [(low + high) / 2 for low, high in self.twin["joint_range_rad"]]
+        rest = self.twin["rest_joints_rad"]
+        low, high = self.twin["joint_range_rad"][-1]
+        pose = [round(math.degrees(a - b), 2) for a, b in zip(rest, middle, strict=True)][:5]
+        text = CONFIG.format(
+            twin=self.twin,
+            camera=self.twin["cameras"]["overhead"],
+            park_pose=[*pose, round(100 * (rest[-1] - low) / (high - low), 2)],
+            training=str(training).lower(),
+        )
+        self.config_path.write_text(text + extra)
+
+    def start_agent(self, rows: str = "control", trainer: str | None = None) -> AgentClient:
+        """Start the agent with these rows; wait until its API answers."""
+        command = [sys.executable, str(HERE / "agent_host.py"), str(self.config_path), rows]
+        environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
+        self.agent = self._start("agent", command + ([trainer] if trainer else []), environment)
+        client = AgentClient(self.state_dir / "run" / "agent.sock")
+
+        def answers() -> bool | None:
+            try:
+                return bool(client.status()["control"]) or None
+            except AgentClientError:
+                return None
+
+        wait_for("the agent", answers, 60.0)
+        return client
+
+    def calibrate(self, person: Person, client: AgentClient) -> None:
+        """Both arms, as a person does; then both lie in the rest pose."""
+        middle = [(low + high) / 2 for low, high in self.twin["joint_range_rad"]]
+        person.ask("place", object="cube", x_m=0.30, y_m=0.0, yaw_rad=0.0)
+        for arm in ("follower", "leader"):
+            person.ask("hand", arm=arm, joints_rad=middle)
+            client.calibrate(arm, "homing")
+            client.calibrate(arm, "range_start")
+            person.ask("sweep", arm=arm)
+            client.calibrate(arm, "range_finish")
+            person.ask("rest", arm=arm)
+        person.ask("hand", arm="follower", joints_rad=None)
+        wait_for("readiness", lambda: client.status()["ready"] or None)
+
+    def stop_agent(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 25.0) -> int:
+        """End the agent; its exit code."""
+        assert self.agent is not None
+        self.agent.send_signal(number)
+        return self.agent.wait(timeout_s)
+
+    def log(self, name: str) -> str:
+        """What a process has said, for a failed test."""
+        path = self.state_dir / "log" / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def close(self) -> None:
+        """End all that was started, the agent first."""
+        for process in reversed(self._processes):
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(25.0)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def _start(
+        self, name: str, command: list[str], environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.out").open("ab") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        self._processes.append(process)
+        return process

@@ -1,0 +1,25 @@
+"""Stands where the trainer stands and does nothing but use its CPU, in a child too."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from agent.link import ChildLink
+
+
+def main() -> None:
+    """Burn CPU in two processes of one group, heartbeats from the first."""
+    if os.fork() == 0:
+        while True:
+            sum(range(10_000))
+    link = ChildLink.from_environment()
+    while True:
+        until_s = time.monotonic() + 0.1
+        while time.monotonic() < until_s:
+            sum(range(10_000))
+        link.heartbeat()
+
+
+if __name__ == "__main__":
+    main()
