@@ -3,8 +3,9 @@
 A loop at 30 Hz drives an untrained ACT (state and object, or with one camera) in a real inference
 process that is healthy, then stopped (SIGSTOP), then killed (SIGKILL). Out comes JSON: latency of
 chunk requests, duration of `PolicySource.action`, lateness of the loop, ticks until hold and fault.
+Like the agent, the loop takes real-time priority where it may.
 
-    python benchmarks/inference.py [--seconds 5] [--camera 480x640] [--json FILE]
+    python benchmarks/inference.py [--seconds 5] [--camera 480x640] [--realtime 20] [--json FILE]
 """
 
 import argparse
@@ -164,7 +165,21 @@ def drive(
     }
 
 
-def measure(folder: Path, seconds: float, camera: tuple[int, int] | None) -> dict[str, Any]:
+def take_priority(priority: int) -> bool:
+    """As the control process does; children are not real-time."""
+    if priority == 0:
+        return False
+    try:
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
+    except OSError:
+        return False
+    return True
+
+
+def measure(
+    folder: Path, seconds: float, camera: tuple[int, int] | None, priority: int
+) -> dict[str, Any]:
     height, width = camera or (96, 128)
     config_path = folder / "agent.toml"
     config_path.write_text(CONFIG.format(height=height, width=width, fps=FPS, hold_s=MAX_HOLD_S))
@@ -182,12 +197,15 @@ def measure(folder: Path, seconds: float, camera: tuple[int, int] | None) -> dic
     builder = multiprocessing.get_context("spawn").Process(target=write_policy, args=(policy, spec))
     builder.start()
     builder.join()
+    if builder.exitcode != 0:
+        raise SystemExit("the policy could not be exported; see the traceback above")
     frame = SimpleNamespace(image=np.zeros((height, width, 3), np.uint8))
-    channel = PolicyChannel(config.inference_socket)
+    channel = PolicyChannel(config.inference_socket, priority)
     channel.open()
     source = PolicySource.from_config(config, channel)
     stop_tick = FPS  # one second in, the first chunks are joined
     long_enough_s = 1.0 + spec.chunk_size / FPS + MAX_HOLD_S + 0.5
+    realtime = take_priority(priority)
     try:
         with inference_process(config_path) as process:
             loaded = source.load(policy, 30.0)
@@ -209,6 +227,7 @@ def measure(folder: Path, seconds: float, camera: tuple[int, int] | None) -> dic
             "camera": None if camera is None else f"{width}x{height}",
             "warm_up_median_ms": round(loaded.latency_ms, 3),
         },
+        "realtime": realtime,
         "healthy": healthy,
         "stopped": stopped,
         "let_go": let_go,
@@ -223,6 +242,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="of the healthy episode")
     parser.add_argument("--camera", help="HEIGHTxWIDTH of a picture the policy sees")
+    parser.add_argument("--realtime", type=int, default=20, help="SCHED_FIFO priority; 0: none")
     parser.add_argument("--json", type=Path, help="write the result there, too")
     arguments = parser.parse_args()
     camera = None
@@ -230,7 +250,7 @@ def main() -> int:
         height, width = map(int, arguments.camera.split("x"))
         camera = (height, width)
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments.seconds, camera)
+        result = measure(Path(folder), arguments.seconds, camera, arguments.realtime)
     result["host"] = {
         "cpus": os.cpu_count(),
         "load_1min": round(os.getloadavg()[0], 2),

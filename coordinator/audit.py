@@ -83,7 +83,7 @@ class AuditLog:
         self._stream = path.open("ab", buffering=0)
         sync_folder(path.parent)
 
-    def append(self, kind: str, **fields: Any) -> str:
+    def append(self, kind: str, fields: dict[str, Any]) -> str:
         """Write one entry durably; returns its hash. Fields must be JSON."""
         entry: dict[str, Any] = {
             "sequence": self._sequence,

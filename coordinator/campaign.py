@@ -110,6 +110,8 @@ class Campaign:
         self.roster = Roster(enrolled, self._rules.min_episodes, cameras)
         self._new_id = new_id
         self._window: WindowState | None = None
+        # Set once the SuperLink knows the robots; before that a round could only fail.
+        self.data_plane = True
         self._busy = False
         self._exporting = False
         self._enough_since: float | None = None
@@ -256,6 +258,8 @@ class Campaign:
     def tick(self, now: float) -> list[Action]:
         """Everything that is due at `now`. Cheap; call it on each event and each half second."""
         actions = self._judge_candidates(now)
+        if not self.data_plane:
+            return actions
         match self.state.phase:
             case Phase.GATHERING:
                 actions += self._gather(now)

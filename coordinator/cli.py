@@ -6,14 +6,11 @@ import json
 import logging
 import os
 import signal
-import ssl
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from coordinator.audit import verify
 from coordinator.broker import write_broker_files
@@ -26,12 +23,11 @@ from coordinator.config import (
 )
 from coordinator.enrolment import Authority, Layout, create_identities, enrol
 from coordinator.errors import AuditBroken, ConfigError, CoordinatorError, EnrolmentError
+from coordinator.operator import OperatorClient
 from coordinator.state import load_state
 from protocol.durable import write_durable
 from protocol.errors import BadTopic
 from protocol.topics import check_identity
-
-REQUEST_S = 10.0
 
 
 def main(argv: list[str]) -> int:
@@ -137,32 +133,9 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _client(arguments: argparse.Namespace) -> httpx.Client:
-    layout = Layout(arguments.dir)
-    config = load_config(layout.root)
-    context = ssl.create_default_context(cafile=str(layout.ca_certificate))
-    context.load_cert_chain(layout.identity_certificate, layout.identity_key)
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    base = f"https://{host}:{config.ports.https}"
-    return httpx.Client(base_url=base, verify=context, timeout=REQUEST_S, trust_env=False)
-
-
-def _ask(client: httpx.Client, method: str, path: str, content: str = "") -> Any:
-    try:
-        reply = client.request(method, path, content=content)
-        document = reply.json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise CoordinatorError(
-            f"no coordinator answers at {client.base_url} ({error}); is `run` running?"
-        ) from error
-    if reply.status_code != httpx.codes.OK:
-        raise CoordinatorError(str(document.get("error", reply.status_code)))
-    return document
-
-
 def _status(arguments: argparse.Namespace) -> int:
-    with _client(arguments) as client:
-        document = _ask(client, "GET", "/v1/status")
+    with OperatorClient(arguments.dir) as client:
+        document = client.status()
     if arguments.json:
         print(json.dumps(document, indent=2))
         return 0
@@ -190,8 +163,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    with _client(arguments) as client:
-        _ask(client, "POST", f"/v1/agents/{arguments.robot_id}/command", arguments.word)
+    with OperatorClient(arguments.dir) as client:
+        client.command(arguments.robot_id, arguments.word)
     print(f"{arguments.word} sent to {arguments.robot_id}")
     return 0
 

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -76,6 +76,7 @@ class Coordinator:
         verify(audit_path, must_contain=state.audit_head)
         self._agents = enrolled_agents(self._layout)
         self._campaign = Campaign(config, state, frozenset(self._agents), lambda: uuid4().hex)
+        self._campaign.data_plane = False
         self._shelf = ReleaseShelf(self._layout.releases)
         self._shelf.sweep(frozenset(release.version for release in state.releases))
         self._driver = RoundDriver(superlink_access(folder, config), self._state_folder / "rounds")
@@ -136,7 +137,7 @@ class Coordinator:
         for action in actions:
             if isinstance(action, Note):
                 logger.info("%s %s", action.kind, json.dumps(action.fields)[:300])
-                self.state.audit_head = self._audit.append(action.kind, **action.fields)
+                self.state.audit_head = self._audit.append(action.kind, action.fields)
         self._save()
         for action in actions:
             self._do(action, now)
@@ -169,17 +170,32 @@ class Coordinator:
             case Note(kind="released"):
                 self._say_release()
             case RunRound():
-                self._round_thread.submit(self._run_round, action)
+                self._submit(self._round_thread, self._run_round, action)
             case BuildBase():
-                self._job_thread.submit(self._build, dict(self.state.sketches))
+                self._submit(self._job_thread, self._build, dict(self.state.sketches))
             case ExportRelease():
                 if self.state.export is not None:
-                    self._job_thread.submit(self._export, self.state.export.model_copy())
+                    self._submit(self._job_thread, self._export, self.state.export.model_copy())
             case Announce(window, closed):
                 self._announced = (window.model_copy(), closed)
                 self._say_window(now)
 
     # --- what comes in, on other threads ---
+
+    def _submit[**P](
+        self,
+        thread: ThreadPoolExecutor,
+        work: Callable[P, None],
+        *arguments: P.args,
+        **named: P.kwargs,
+    ) -> None:
+        """Start work on another thread. What it did not expect ends the coordinator, loudly."""
+
+        def over(future: Future[None]) -> None:
+            if not future.cancelled() and future.exception() is not None:
+                self._post(lambda: future.result() or [])
+
+        thread.submit(work, *arguments, **named).add_done_callback(over)
 
     def _post(self, call: Callable[[], list[Action]]) -> None:
         self._calls.put(call)
@@ -298,7 +314,7 @@ class Coordinator:
             Member(agent_id=agent.agent_id, public_key=agent.public_key)
             for agent in self._agents.values()
         ]
-        self._round_thread.submit(self._register_members, members)
+        self._submit(self._round_thread, self._register_members, members)
 
     def _register_members(self, members: list[Member]) -> None:
         error: str | None = None
@@ -316,6 +332,7 @@ class Coordinator:
         self._flower_error = error
         if error is None:
             self._registered = frozenset(member.agent_id for member in members)
+            self._campaign.data_plane = True
         return []
 
     # --- rounds and jobs, each on its own thread ---

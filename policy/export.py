@@ -185,7 +185,7 @@ class _Deployed(torch.nn.Module):
 
 def _zeros(spec: PolicySpec) -> dict[str, Array]:
     values: dict[str, Array] = {
-        name: np.zeros(len(names), np.float32)
+        name: np.zeros((1, len(names)), np.float32)
         for name, names in spec.vectors.items()
         if name != ACTION
     }

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from protocol.bundle import Bundle
 from protocol.connection import Connection, Inbound, TlsFiles, Will
@@ -213,18 +214,8 @@ class AgentLink:
         """Publish what waits, as far as there is a connection."""
         with self._events_lock:
             while self._events:
-                event = self._events[0]
-                sent = self._send(
-                    Kind.EVENT,
-                    lambda envelope, event=event: AgentEvent(
-                        envelope=envelope,
-                        agent_id=self._agent_id,
-                        name=event.name,
-                        detail=event.detail,
-                        version=event.version,
-                    ),
-                    EVENT_LIFETIME_S,
-                )
+                build = partial(_build_event, self._events[0], self._agent_id)
+                sent = self._send(Kind.EVENT, build, EVENT_LIFETIME_S)
                 if not sent:
                     return
                 self._events.popleft()
@@ -250,3 +241,13 @@ class AgentLink:
     def _connected(self) -> None:
         self._reconnected.set()
         self._wake()
+
+
+def _build_event(event: PendingEvent, agent_id: str, envelope: Envelope) -> AgentEvent:
+    return AgentEvent(
+        envelope=envelope,
+        agent_id=agent_id,
+        name=event.name,
+        detail=event.detail,
+        version=event.version,
+    )

@@ -13,7 +13,7 @@ import logging
 import os
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -105,7 +105,7 @@ def _manifest(client: httpx.Client, notice: ReleaseNotice) -> tuple[ReleaseManif
     path = f"/v1/releases/{notice.version}/{MANIFEST_NAME}"
     content = bytearray()
     with _stream(client, path, 0) as reply:
-        for chunk in _chunks(reply, path):
+        for chunk in reply.iter_raw(CHUNK_BYTES):
             content += chunk
             if len(content) > MAX_MANIFEST_BYTES:
                 raise ReleaseRefused(
@@ -166,7 +166,7 @@ def _fetch(
         resumed = reply.status_code == httpx.codes.PARTIAL_CONTENT
         size = have if resumed else 0
         with path.open("ab" if resumed else "wb") as stream:
-            for chunk in _chunks(reply, address):
+            for chunk in reply.iter_raw(CHUNK_BYTES):  # raw: ranges count encoded bytes
                 size += len(chunk)
                 if size > entry.size:
                     break  # longer than its manifest says; the digest refuses it
@@ -180,7 +180,7 @@ def _fetch(
 
 
 @contextlib.contextmanager
-def _stream(client: httpx.Client, path: str, start: int):  # type: ignore[no-untyped-def]
+def _stream(client: httpx.Client, path: str, start: int) -> Iterator[httpx.Response]:
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
         with client.stream("GET", path, headers=headers) as reply:
@@ -191,11 +191,6 @@ def _stream(client: httpx.Client, path: str, start: int):  # type: ignore[no-unt
             yield reply
     except httpx.HTTPError as error:
         raise DownloadInterrupted(_explain(client, error)) from error
-
-
-def _chunks(reply: httpx.Response, path: str):  # type: ignore[no-untyped-def]
-    # Raw: a content encoding would change the length that ranges count in.
-    yield from reply.iter_raw(CHUNK_BYTES)
 
 
 def _explain(client: httpx.Client, error: httpx.HTTPError) -> str:

@@ -84,9 +84,14 @@ class _Peer:
 class PolicyChannel:
     """Control's end. `submit` and `replies` never wait; `request` does and is not for the loop."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the socket's path; `open` makes it."""
+    def __init__(self, path: Path, realtime_priority: int = 0) -> None:
+        """Take the socket's path; `open` makes it.
+
+        `realtime_priority` is the loop's own (SCHED_FIFO; 0: none). The I/O thread needs the same:
+        while it holds Python's lock, the loop waits for whatever keeps it from the processor.
+        """
         self.path = path
+        self._realtime_priority = realtime_priority
         self._listener: socket.socket | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
@@ -187,6 +192,7 @@ class PolicyChannel:
 
     def _run(self) -> None:
         assert self._listener is not None
+        self._take_priority()
         poller = select.poll()
         poller.register(self._listener, select.POLLIN)
         poller.register(self._wake, select.POLLIN)
@@ -200,6 +206,15 @@ class PolicyChannel:
                     self._receive(poller)
             self._send(poller)
         self._drop(poller, "the channel was closed")
+
+    def _take_priority(self) -> None:
+        if self._realtime_priority == 0:
+            return
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        try:  # 0: this thread alone
+            os.sched_setscheduler(0, policy, os.sched_param(self._realtime_priority))
+        except OSError as error:
+            log.info("the inference socket's thread gets no real-time priority: %s", error.strerror)
 
     def _accept(self, poller: select.poll) -> None:
         assert self._listener is not None

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 ROBOT_TYPE = "so101_follower"
 _QUEUE_FRAMES = 30
+_DECODER = "pyav"  # nothing is decoded here; the default would try to load another library first
 
 type Image = NDArray[np.uint8]
 
@@ -95,7 +96,11 @@ def _open(root: Path, meta: EpisodeMeta) -> LeRobotDataset:
     fps = round(meta.fps)
     if root.exists():
         dataset = LeRobotDataset.resume(
-            f"local/{root.name}", root=root, rgb_encoder=encoder, encoder_threads=1
+            f"local/{root.name}",
+            root=root,
+            rgb_encoder=encoder,
+            encoder_threads=1,
+            video_backend=_DECODER,
         )
     else:
         dataset = LeRobotDataset.create(
@@ -107,6 +112,7 @@ def _open(root: Path, meta: EpisodeMeta) -> LeRobotDataset:
             use_videos=bool(meta.cameras),
             rgb_encoder=encoder,
             encoder_threads=1,
+            video_backend=_DECODER,
         )
     if dataset.meta.video_keys:
         # Set from outside: LeRobot's own switch makes the encoder that drops frames.

@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from agent.client import AgentClientError
+from coordinator.errors import CoordinatorError
 from deploy.local_fleet.demo import WALKS, Demo, DemoSettings, write_json
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
+from deploy.local_fleet.findings import held_out_of
 from deploy.local_fleet.report import Report, as_table
 
 REFRESH_S = 0.5
@@ -55,14 +58,14 @@ def view(demo: Demo) -> Table:
         table.add_column(heading)
     for robot in demo.robots:
         seen = robot.seen
-        held_out = seen.held_out_now
+        errors = held_out_of(demo.fleet_status, robot.robot_id)
         table.add_row(
             robot.robot_id,
             robot.plan.sector.name,
             robot.step,
             str(robot.recorded),
             str(seen.steps),
-            "-" if held_out is None else f"{held_out:.2f}",
+            f"{errors[-1][1]:.2f}" if errors else "-",
             "-" if seen.policy is None else str(seen.policy),
         )
     campaign = demo.fleet_status.get("campaign", {})
@@ -115,7 +118,7 @@ def main(argv: list[str]) -> int:
     except Interrupted:
         console.print("stopped: the arms are parked and every process has ended")
         return 130
-    except LocalFleetError as error:
+    except (LocalFleetError, AgentClientError, CoordinatorError) as error:
         walks = ", ".join(f"{walk} {'done' if demo.walks[walk] else 'NOT done'}" for walk in WALKS)
         console.print(f"armada demo: {error}\n({walks}; logs in {folder / 'log'})", markup=False)
         return 1

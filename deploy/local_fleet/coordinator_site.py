@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.operator import OperatorClient
 from deploy.local_fleet.errors import LocalFleetError
 from deploy.local_fleet.processes import ProcessGroup
 from deploy.local_fleet.robot import ARMADA
@@ -60,6 +61,11 @@ class CoordinatorSite:
             "superlink", [*ARMADA, "coordinator", "superlink", "--dir", str(self.folder)]
         )
         self.group.start("coordinator", [*ARMADA, "coordinator", "run", "--dir", str(self.folder)])
+
+    def status(self) -> dict[str, Any]:
+        """The coordinator's own account of the campaign, as any operator gets it."""
+        with OperatorClient(self.folder) as client:
+            return client.status()
 
     def _run(self, *arguments: str) -> None:
         done = subprocess.run(

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agent.client import AgentClientError
 from deploy.local_fleet.coordinator_site import CoordinatorSite
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
-from deploy.local_fleet.findings import robot_report
+from deploy.local_fleet.findings import robot_report, rounds_of
 from deploy.local_fleet.plan import make_plan
 from deploy.local_fleet.processes import ProcessGroup
 from deploy.local_fleet.report import Report
@@ -22,6 +23,21 @@ WALKS = ("demonstration", "contribution", "release")
 AGENT_GRACE_S = 15.0  # time to park before torque-off
 GRACE_S = 5.0
 POLL_S = 0.25
+
+
+# An ACT small enough for two cores: joints and the cube's place in, a second of actions out.
+POLICY = {
+    "chunk_size": 30,
+    "dim_model": 128,
+    "n_heads": 4,
+    "dim_feedforward": 256,
+    "n_encoder_layers": 2,
+    "n_decoder_layers": 1,
+    "use_vae": False,
+    "dropout": 0.0,
+    "learning_rate": 1e-3,
+    "batch_size": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +63,17 @@ class DemoSettings:
             "campaign": {
                 "rounds": self.rounds,
                 "min_agents": self.robots,
-                "min_episodes": self.episodes - 2,
+                "min_episodes": max(2, self.episodes - 2),
+                "join_s": 1.5,
+                "close_s": 40.0,
+                "interval_s": 40.0,
+                "gather_s": 20.0,
+                "open_when": "ready",
+                "min_local_steps": self.steps_per_round,
                 "max_local_steps": self.steps_per_round,
                 "release_every_rounds": max(1, self.rounds // 2),
             },
+            "policy": POLICY,
         }
 
 
@@ -118,12 +141,13 @@ class Demo:
             self.group.wait_until(f"{robot.robot_id}'s twin", robot.twin_ready, 60.0)
             robot.start_agent()
         for robot in self.robots:
-            self.group.wait_until(f"{robot.robot_id}'s agent", lambda r=robot: _up(r), 60.0)
+            self.group.wait_until(f"{robot.robot_id}'s agent", partial(_up, robot), 60.0)
         self.seconds["start"] = time.monotonic() - before_s
 
     def _demonstrate(self) -> None:
         self.say("calibrating, then recording: leader -> agent -> follower")
-        self._together(lambda robot: (robot.calibrate(), robot.record()))
+        self._together(RobotSite.calibrate)
+        self._together(RobotSite.record)
 
     def _contribute(self) -> None:
         self.say("training while idle; windows and Flower rounds")
@@ -131,7 +155,9 @@ class Demo:
         def finished() -> bool | None:
             self._stop_if_asked()
             self.fleet_status = self.coordinator.status()
-            self._watch_agents()
+            for robot in self.robots:
+                robot.watch()
+                robot.step = robot.seen.phase
             return True if self.fleet_status["campaign"]["phase"] == "finished" else None
 
         self.group.wait_until("the campaign", finished, 420.0)
@@ -142,7 +168,7 @@ class Demo:
         for robot in self.robots:
             self.group.wait_until(
                 f"{robot.robot_id} to qualify release {newest}",
-                lambda r=robot: _uses(r, newest),
+                partial(_uses, robot, newest),
                 60.0,
             )
         self._together(lambda robot: robot.try_policies(self.settings.trial_s))
@@ -174,10 +200,6 @@ class Demo:
         for error in sorted(errors, key=lambda each: isinstance(each, Interrupted)):
             raise error
 
-    def _watch_agents(self) -> None:
-        for robot in self.robots:
-            robot.watch()
-
     def _stop_if_asked(self) -> None:
         if self.stopping.is_set():
             raise Interrupted("stopped on request")
@@ -185,14 +207,22 @@ class Demo:
     def _report(self) -> Report:
         self.fleet_status = self.coordinator.status()
         self.seconds["total"] = time.monotonic() - self._start_s
-        rounds = [r for r in self.fleet_status["rounds"] if r["kind"] == "train"]
         return Report(
             walks=dict(self.walks),
             seconds={name: round(value, 1) for name, value in self.seconds.items()},
             windows=len(self.fleet_status["windows"]),
-            rounds=len(rounds),
+            rounds=len(rounds_of(self.fleet_status)),
             releases=len(self.fleet_status["releases"]),
-            robots=tuple(robot_report(robot, self.fleet_status) for robot in self.robots),
+            robots=tuple(
+                robot_report(
+                    robot.robot_id,
+                    robot.plan.sector.name,
+                    robot.recording,
+                    robot.seen,
+                    self.fleet_status,
+                )
+                for robot in self.robots
+            ),
             trials=tuple(trial for robot in self.robots for trial in robot.trials),
         )
 
@@ -216,8 +246,7 @@ def _up(robot: RobotSite) -> bool | None:
 
 
 def _uses(robot: RobotSite, version: int) -> bool | None:
-    with robot.client() as client:
-        return True if client.status()["policy"] == version else None
+    return True if robot.watch()["policy"] == version else None
 
 
 def write_json(report: Report, path: Path) -> None:

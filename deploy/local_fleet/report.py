@@ -7,7 +7,22 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from deploy.local_fleet.robot import TrialResult
+from deploy.local_fleet.plan import Placement
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How one closed-loop attempt ended."""
+
+    robot_id: str
+    own_sector: str
+    policy: str
+    version: int
+    placement: Placement
+    lifted: bool
+    highest_m: float
+    seconds: float
+    holds: int
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One robot of the local fleet: a twin, an agent, and the person who works with them."""
 
+import json
 import math
 import sys
 import time
@@ -10,8 +11,10 @@ from typing import Any
 
 from agent.client import AgentClient
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
-from deploy.local_fleet.plan import Placement, RobotPlan, Trial
+from deploy.local_fleet.findings import Seen, seen_in
+from deploy.local_fleet.plan import RobotPlan, Trial
 from deploy.local_fleet.processes import Process, ProcessGroup
+from deploy.local_fleet.report import TrialResult
 from deploy.local_fleet.twin_control import TwinControl
 
 TASK = "Pick up the red cube"
@@ -62,21 +65,6 @@ state_dir = "{state_dir}"
 """
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """How one closed-loop attempt ended."""
-
-    robot_id: str
-    own_sector: str
-    policy: str
-    version: int
-    placement: Placement
-    lifted: bool
-    highest_m: float
-    seconds: float
-    holds: int
-
-
 @dataclass
 class RobotSite:
     """A robot host: its folder, its twin, its agent."""
@@ -90,7 +78,9 @@ class RobotSite:
     agent_process: Process | None = None
     trials: list[TrialResult] = field(default_factory=list)
     recorded: int = 0
+    recording: dict[str, Any] = field(default_factory=dict)
     step: str = "starting"
+    seen: Seen = field(default_factory=Seen)
     _twin: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,8 +114,6 @@ class RobotSite:
 
     def twin_ready(self) -> dict[str, Any] | None:
         """What the twin says of its ports and cameras, once it is up."""
-        import json
-
         path = self.folder / "twin" / "twin.json"
         if not path.exists():
             return None
@@ -191,6 +179,7 @@ class RobotSite:
     def record(self) -> None:
         """Demonstrate every placement of the plan: leader -> agent -> follower, recorded."""
         hand, client = self.hand(), self.client()
+        rate_hz = 0.0
         for number, place in enumerate(self.plan.demonstrations, 1):
             self._stop_if_asked()
             self.step = f"demonstrating {number}/{len(self.plan.demonstrations)}"
@@ -198,6 +187,7 @@ class RobotSite:
             hand.ask("place", object="cube", x_m=place.x_m, y_m=place.y_m, yaw_rad=place.yaw_rad)
             client.record_start(TASK)
             outcome = hand.ask("demonstrate", skill="pick_lift")
+            rate_hz = client.status()["rate_hz"]
             if outcome["lifted"]:
                 client.record_finish()
                 self.recorded += 1
@@ -205,6 +195,12 @@ class RobotSite:
                 client.record_discard()
         hand.ask("rest")
         client.teleop_stop()
+        status = client.status()
+        self.recording = {
+            **status["recording"],
+            "rate_hz": rate_hz,
+            "missed_deadlines": status["missed_deadlines"],
+        }
         hand.close()
         client.close()
         self.step = "recorded"
@@ -251,6 +247,13 @@ class RobotSite:
             time.monotonic() - start_s,
             int(rollout["holds"]),
         )
+
+    def watch(self) -> dict[str, Any]:
+        """Ask the agent how it is, and remember what the demo shows; returns the status."""
+        with self.client() as client:
+            status = client.status()
+        self.seen = seen_in(status, self.seen)
+        return status
 
     def _stop_if_asked(self) -> None:
         if self.stopping():

@@ -229,7 +229,10 @@ class Control:
             yaw_rad = math.atan2(y_m, x_m)
         else:
             yaw_rad = _number(request, "yaw_rad", -7.0, 7.0)
-        self._physics.ask(op="place", x_m=x_m, y_m=y_m, yaw_rad=yaw_rad)
+        placed = self._physics.ask(op="place", x_m=x_m, y_m=y_m, yaw_rad=yaw_rad)["number"]
+        # What is asked next must see the cube where it now lies.
+        while self._shared.world.read()[World.PLACED] < placed:
+            time.sleep(_POLL_S)
         return {}
 
     def _demonstrate(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -47,11 +47,11 @@ _DEFAULT_DELAY_S = 0.08
 _NOISE_BYTES = 7
 
 _OVERRIDES = {
-    FaultKind.OVERHEAT: Override(ServoError.OVERHEAT, temperature_c=78),
-    FaultKind.OVERLOAD: Override(ServoError.OVERLOAD, load=1000),
-    FaultKind.OVERCURRENT: Override(ServoError.OVERCURRENT),
-    FaultKind.UNDERVOLTAGE: Override(ServoError.VOLTAGE, voltage_dv=36),
-    FaultKind.SENSOR: Override(ServoError.SENSOR),
+    FaultKind.OVERHEAT: Override(ServoError.OVERHEAT.value, temperature_c=78),
+    FaultKind.OVERLOAD: Override(ServoError.OVERLOAD.value, load=1000),
+    FaultKind.OVERCURRENT: Override(ServoError.OVERCURRENT.value),
+    FaultKind.UNDERVOLTAGE: Override(ServoError.VOLTAGE.value, voltage_dv=36),
+    FaultKind.SENSOR: Override(ServoError.SENSOR.value),
 }
 
 

@@ -15,6 +15,8 @@ servo lets pass before it answers. Behaviour follows Feetech's memory table and 
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,6 +30,8 @@ from robot_io.sts3215 import (
     RESOLUTION,
     Register,
     ServoError,
+    decode_sign_magnitude,
+    encode_sign_magnitude,
 )
 from robot_io.twin.shared import Command, Servo
 
@@ -37,8 +41,22 @@ _UNIT_ACCELERATION_TICK_S2 = 100.0
 _MILLIAMPERES = 6.5
 _BAUD_BY_CODE = {code: baud for baud, code in BAUD_RATES.items()}
 _RECENTRE = 128
+_TICKS_PER_RAD = RESOLUTION / math.tau
+# Present_Position to Goal_Position_2, addresses 56..72.
+_PRESENT = struct.Struct("<HHHBBxBBxxHH")
 
 _REGISTERS = REGISTERS
+_OFFSET_SIGN_BIT = 11
+# Addresses that every answer needs.
+_ID = _REGISTERS["ID"].address
+_BAUD_RATE = _REGISTERS["Baud_Rate"].address
+_RETURN_DELAY = _REGISTERS["Return_Delay_Time"].address
+_HOMING_OFFSET = _REGISTERS["Homing_Offset"].address
+_VOLTAGE = ServoError.VOLTAGE.value
+_OVERHEAT = ServoError.OVERHEAT.value
+_MAX_TEMPERATURE = _REGISTERS["Max_Temperature_Limit"].address
+_MAX_VOLTAGE = _REGISTERS["Max_Voltage_Limit"].address
+_MIN_VOLTAGE = _REGISTERS["Min_Voltage_Limit"].address
 _PRESENT_FIRST = _REGISTERS["Present_Position"].address
 _PRESENT_END = _REGISTERS["Goal_Position_2"].end
 _READ_ONLY = frozenset(
@@ -100,7 +118,7 @@ class Measured:
 class Override:
     """What a fault injection makes a servo say and feel; None leaves a value as measured."""
 
-    error: ServoError = ServoError.NONE
+    error: int = 0  # bits of ServoError
     temperature_c: int | None = None
     voltage_dv: int | None = None
     load: int | None = None
@@ -142,12 +160,12 @@ class ServoFirmware:
     @property
     def servo_id(self) -> int:
         """The id in the control table."""
-        return self._get("ID")
+        return self._table[_ID]
 
     @property
     def baud(self) -> int:
         """The rate at which this servo hears and speaks."""
-        return _BAUD_BY_CODE.get(self._get("Baud_Rate"), 1_000_000)
+        return _BAUD_BY_CODE.get(self._table[_BAUD_RATE], 1_000_000)
 
     @property
     def answers_writes(self) -> bool:
@@ -157,7 +175,7 @@ class ServoFirmware:
     @property
     def return_delay_s(self) -> float:
         """Pause between an instruction and this servo's answer."""
-        return self._get("Return_Delay_Time") * 2e-6
+        return self._table[_RETURN_DELAY] * 2e-6
 
     def present_position(self) -> int:
         """Present_Position as a whole tick, 0..4095."""
@@ -209,8 +227,8 @@ class ServoFirmware:
         self.saved_eeprom = bytes(self._table[:EEPROM_END])
         return True
 
-    def error(self) -> ServoError:
-        """The error byte of the next status packet."""
+    def error(self) -> int:
+        """The error byte of the next status packet: bits of ServoError."""
         row = self._measure().row
         return self._error(row, self._voltage_dv(row), self._temperature_c(row))
 
@@ -244,7 +262,7 @@ class ServoFirmware:
         row[Command.OVERCURRENT_TIME_S] = get("Over_Current_Protection_Time") / 100
         row[Command.MAX_TEMPERATURE_C] = get("Max_Temperature_Limit")
         row[Command.UNLOAD_ON] = get("Unloading_Condition")
-        row[Command.FORCED_ERROR] = int(self.override.error)
+        row[Command.FORCED_ERROR] = self.override.error
         return row
 
     def _get(self, name: str) -> int:
@@ -255,7 +273,8 @@ class ServoFirmware:
         _put(self._table, name, value)
 
     def _present(self, actual_tick: float) -> int:
-        return round(actual_tick - self._get("Homing_Offset")) % RESOLUTION
+        raw = self._table[_HOMING_OFFSET] | self._table[_HOMING_OFFSET + 1] << 8
+        return round(actual_tick - decode_sign_magnitude(raw, _OFFSET_SIGN_BIT)) % RESOLUTION
 
     def _recentre(self) -> None:
         offset = round(self._measure().actual_tick) - RESOLUTION // 2
@@ -269,12 +288,13 @@ class ServoFirmware:
         forced = self.override.temperature_c
         return forced if forced is not None else round(row[Servo.TEMPERATURE_C])
 
-    def _error(self, row: list[float], voltage_dv: int, temperature_c: int) -> ServoError:
-        error = ServoError(int(row[Servo.ERROR])) | self.override.error
-        if not self._get("Min_Voltage_Limit") <= voltage_dv <= self._get("Max_Voltage_Limit"):
-            error |= ServoError.VOLTAGE
-        if temperature_c > self._get("Max_Temperature_Limit"):
-            error |= ServoError.OVERHEAT
+    def _error(self, row: list[float], voltage_dv: int, temperature_c: int) -> int:
+        table = self._table
+        error = int(row[Servo.ERROR]) | self.override.error
+        if not table[_MIN_VOLTAGE] <= voltage_dv <= table[_MAX_VOLTAGE]:
+            error |= _VOLTAGE
+        if temperature_c > table[_MAX_TEMPERATURE]:
+            error |= _OVERHEAT
         return error
 
     def _refresh(self) -> None:
@@ -285,17 +305,20 @@ class ServoFirmware:
         load = self.override.load
         if load is None:
             load = round(row[Servo.LOAD] * 1000)
-        self._set("Present_Position", self._present(measured.actual_tick))
-        self._set(
-            "Present_Velocity", round(row[Servo.VELOCITY_RAD_S] * RESOLUTION / 6.283185307179586)
+        goal = _REGISTERS["Goal_Position"].address
+        _PRESENT.pack_into(
+            self._table,
+            _PRESENT_FIRST,
+            self._present(measured.actual_tick),
+            _signed(round(row[Servo.VELOCITY_RAD_S] * _TICKS_PER_RAD), 15),
+            _signed(max(-1000, min(1000, load)), 10),
+            max(0, min(255, voltage_dv)),
+            max(0, min(255, temperature_c)),
+            self._error(row, voltage_dv, temperature_c),
+            int(row[Servo.MOVING]),
+            min(0x7FFF, round(row[Servo.CURRENT_MA] / _MILLIAMPERES)),
+            self._table[goal] | self._table[goal + 1] << 8,
         )
-        self._set("Present_Load", max(-1000, min(1000, load)))
-        self._set("Present_Voltage", max(0, min(255, voltage_dv)))
-        self._set("Present_Temperature", max(0, min(255, temperature_c)))
-        self._set("Status", int(self._error(row, voltage_dv, temperature_c)))
-        self._set("Moving", int(row[Servo.MOVING]))
-        self._set("Present_Current", min(0x7FFF, round(row[Servo.CURRENT_MA] / _MILLIAMPERES)))
-        self._set("Goal_Position_2", self._get("Goal_Position"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,11 +398,14 @@ class Chain:
 
     def _sync_read(self, params: bytes, baud: int) -> list[Answer]:
         address, size = params[0], params[1]
+        hearing: dict[int, list[ServoFirmware]] = {}
+        for servo in self.servos:
+            if servo.baud == baud:
+                hearing.setdefault(servo.servo_id, []).append(servo)
         return [
             _status(servo, servo.read(address, size))
             for servo_id in params[2:]
-            for servo in self.servos
-            if servo.servo_id == servo_id and servo.baud == baud
+            for servo in hearing.get(servo_id, ())
         ]
 
     def _sync_write(self, params: bytes, baud: int) -> Outcome:
@@ -398,13 +424,13 @@ class Chain:
 
 def _status(servo: ServoFirmware, data: bytes = b"") -> Answer:
     return Answer(
-        StatusPacket(servo.servo_id, int(servo.error()), data), servo.return_delay_s
+        StatusPacket(servo.servo_id, servo.error(), data), servo.return_delay_s
     )
 
 
 def _bare(servo_id: int, servo: ServoFirmware) -> StatusPacket:
     # A servo whose id was just changed still answers under the old one.
-    return StatusPacket(servo_id, int(servo.error()), b"")
+    return StatusPacket(servo_id, servo.error(), b"")
 
 
 def _keep(servo: ServoFirmware, params: bytes) -> bool:
@@ -415,6 +441,10 @@ def _keep(servo: ServoFirmware, params: bytes) -> bool:
 def _put(table: bytearray, name: str, value: int) -> None:
     register: Register = _REGISTERS[name]
     table[register.address : register.end] = register.encode(value)
+
+
+def _signed(value: int, sign_bit: int) -> int:
+    return encode_sign_magnitude(max(-0x7FFF, min(0x7FFF, value)), sign_bit)
 
 
 def _touches(address: int, data: bytes, name: str) -> bool:

@@ -277,6 +277,8 @@ class PhysicsProcess:
             case "place":
                 self._follower.place(request["x_m"], request["y_m"], request["yaw_rad"])
                 self._placed += 1
+                reply(self._link, number=self._placed)
+                return True
             case "hand":
                 angles = np.frombuffer(payload, np.float64).reshape(-1, N_JOINTS)
                 self._motors[request["arm"]].hand.take(request["number"], Plan(angles))

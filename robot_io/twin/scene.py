@@ -144,8 +144,8 @@ def build_scene(cameras: tuple[Camera, ...] = ()) -> Scene:
     spec.visual.global_.offheight = max([64, *(camera.height for camera in cameras)])
     spec.visual.quality.offsamples = 0
     spec.visual.quality.shadowsize = 0
-    spec.visual.headlight.ambient = (0.45, 0.45, 0.45)
-    spec.visual.headlight.diffuse = (0.45, 0.45, 0.45)
+    spec.visual.headlight.ambient = (0.5, 0.5, 0.5)
+    spec.visual.headlight.diffuse = (0.0, 0.0, 0.0)
     spec.visual.headlight.specular = (0.0, 0.0, 0.0)
     model = spec.compile()
     arm_geoms = tuple(
@@ -201,7 +201,14 @@ def _dress_arm(spec: Any) -> None:
 
 def _furnish(spec: Any) -> None:
     world = spec.worldbody
-    world.add_light(pos=(0.2, 0.0, 1.2), dir=(0.0, 0.0, -1.0), castshadow=False)
+    world.add_light(
+        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+        pos=(0.2, 0.0, 1.2),
+        dir=(0.2, 0.1, -1.0),
+        diffuse=(0.45, 0.45, 0.45),
+        specular=(0.0, 0.0, 0.0),
+        castshadow=False,
+    )
     world.add_geom(
         name="table",
         type=mujoco.mjtGeom.mjGEOM_PLANE,

@@ -1,6 +1,9 @@
-"""Makes synthetic_pick importable by the tests beside it."""
+"""Makes synthetic_pick importable by the tests beside it; torch keeps to one thread."""
 
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)

@@ -1,0 +1,412 @@
+"""The federation process: `python -m agent.federation.process --config FILE`.
+
+One thread looks after everything: messages of the coordinator, the supervisor's link, the SuperNode
+and the status. It sleeps until one of them has something to say. No torch in here. Whatever is
+wrong outside (no broker, a wrong CA, no SuperLink) is one line in the status; the robot works on.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from agent.config import AgentConfig, load_config
+from agent.errors import ConfigError, LinkClosed
+from agent.federation.answers import Readiness, decide
+from agent.federation.errors import SuperNodeFailed
+from agent.federation.memory import FederationMemory
+from agent.federation.mqtt import AgentLink
+from agent.federation.releases import ReleaseWorker
+from agent.federation.supernode import SuperNode, SuperNodeStatus
+from agent.federation.training_view import TrainingView
+from agent.link import ChildLink
+from agent.rollout.errors import RolloutError
+from agent.rollout.store import PolicyStore
+from agent.training.exchange import TrainingExchange
+from protocol.bundle import Bundle, load_bundle
+from protocol.errors import BadBundle
+from protocol.messages import (
+    AgentStatus,
+    Answer,
+    Command,
+    Envelope,
+    Features,
+    ReleaseNotice,
+    Window,
+)
+
+log = logging.getLogger(__name__)
+
+STATUS_PERIOD_S = 2.0
+HEARTBEAT_PERIOD_S = 1.0
+# How soon a change in the trainer's folder is seen.
+LOOK_PERIOD_S = 0.5
+SUPERNODE_PERIOD_S = 1.0
+BUNDLE_RETRY_S = 5.0
+
+
+class Wake:
+    """Ends the main thread's sleep from any thread or signal handler."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    def __call__(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # a full pipe: it is awake already
+            os.write(self._write, b"\0")
+
+    def wait(self, other_fd: int, timeout_s: float) -> None:
+        """Sleep until woken, until `other_fd` (if not -1) has something, or `timeout_s`."""
+        poller = select.poll()
+        poller.register(self._read, select.POLLIN)
+        if other_fd >= 0:
+            poller.register(other_fd, select.POLLIN)
+        poller.poll(max(0.0, timeout_s) * 1000.0)
+        try:
+            while os.read(self._read, 4096):
+                pass
+        except BlockingIOError:
+            return
+
+
+class Federation:
+    """One robot's membership. All methods run on one thread, but `build_status`."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        config_path: Path,
+        bundle: Bundle,
+        link: ChildLink,
+        wake: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert config.federation is not None
+        self._config = config
+        self._bundle = bundle
+        self._link = link
+        self._clock = clock
+        self._folder = config.state_dir / "federation"
+        self._memory_path = self._folder / "memory.json"
+        self._memory = FederationMemory.load(self._memory_path)
+        exchange = TrainingExchange(config.training_dir)
+        self._view = TrainingView(exchange, config.dataset_dir)
+        self._store = PolicyStore(config.policies_dir)
+        self._robot: dict[str, Any] = {}
+        self._versions = {"armada": version("armada"), "flwr": version("flwr")}
+        self._mqtt = AgentLink(bundle, self.build_status, wake)
+        self._node = SuperNode(bundle, self._folder / "flower", exchange.folder)
+        self._node_status = SuperNodeStatus("stopped")
+        self._releases = ReleaseWorker(
+            bundle, self._store, self._folder / "downloads", config_path, wake
+        )
+        self._answered: tuple[str, str | None] = ("", None)
+        self._window: dict[str, Any] | None = None
+        self._status_due_s = 0.0
+        self._node_due_s = 0.0
+        self._last_said: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Start the connection, the SuperNode and the fetcher; none of them is waited for."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._store.sweep()
+        self._mqtt.start()
+        self._releases.start()
+        try:
+            self._node.start()
+        except SuperNodeFailed as error:
+            log.warning("%s", error)
+
+    def stop(self) -> None:
+        """Leave: the will says that this robot is away."""
+        self._releases.stop()
+        self._mqtt.stop()
+        self._node.stop()
+
+    def on_supervisor(self, message: dict[str, Any]) -> None:
+        """A message from the supervisor."""
+        if message["kind"] == "state":
+            self._robot = message
+
+    def step(self) -> None:
+        """Look after everything once."""
+        while (message := self._mqtt.take()) is not None:
+            match message:
+                case Window():
+                    self._on_window(message)
+                case ReleaseNotice():
+                    self._on_release(message)
+                case Command():
+                    self._on_command(message)
+        for outcome in self._releases.take_outcomes():
+            name = "release_active" if outcome.ok else "release_refused"
+            self._memory.handled[outcome.notice.manifest_digest] = (
+                "active" if outcome.ok else "refused"
+            )
+            self._memory.save(self._memory_path)
+            self._tell(name, outcome.detail, outcome.notice.version)
+        now_s = self._clock()
+        if now_s >= self._node_due_s:
+            self._node_due_s = now_s + SUPERNODE_PERIOD_S
+            try:
+                self._node_status = self._node.poll()
+            except SuperNodeFailed as error:
+                self._node_status = SuperNodeStatus("failed", None, str(error))
+        self._say_status(now_s)
+
+    # --- what the coordinator says ---
+
+    def _on_window(self, window: Window) -> None:
+        self._window = {
+            "window_id": window.window_id,
+            "round": window.round,
+            "closed": window.closed,
+        }
+        decision = decide(window, self._readiness(), self._mqtt.clock.now())
+        if decision is None or self._answered[0] == window.window_id:
+            return
+        sent = self._mqtt.send_answer(
+            lambda envelope: Answer(
+                envelope=envelope,
+                agent_id=self._bundle.agent_id,
+                window_id=window.window_id,
+                decision=decision.decision,
+                reason=decision.reason,
+                base_digest=decision.base_digest,
+                steps=decision.steps,
+                examples=decision.examples,
+            )
+        )
+        if sent:
+            self._answered = (window.window_id, decision.reason)
+            log.info(
+                "window %s, round %d: %s %s",
+                window.window_id[:8], window.round, decision.decision, decision.reason or "",
+            )  # fmt: skip
+
+    def _readiness(self) -> Readiness:
+        assert self._config.federation is not None
+        return Readiness(
+            base=self._view.base,
+            contribution=self._view.contribution,
+            local_work=self._config.federation.local_work,
+            paused=self._memory.paused,
+            in_use=not self._robot.get("training_allowed", True),
+            data_plane=self._node_status.state == "connected",
+        )
+
+    def _on_release(self, notice: ReleaseNotice) -> None:
+        if not notice.applies_to(self._bundle.agent_id):
+            return
+        if notice.manifest_digest not in self._memory.handled:
+            self._releases.offer(notice)
+
+    def _on_command(self, command: Command) -> None:
+        match command.command:
+            case "pause" | "resume":
+                self._memory.paused = command.command == "pause"
+                self._memory.save(self._memory_path)
+                self._tell("paused" if self._memory.paused else "resumed")
+            case "roll_back":
+                try:
+                    name = self._store.roll_back()
+                except (RolloutError, OSError) as error:
+                    self._tell("roll_back_failed", str(error))
+                else:
+                    self._tell("rolled_back", f"policy {name} is active again")
+            case "collect":
+                self._tell("collected", f"supernode {self._node_status.state}")
+        self._status_due_s = 0.0
+
+    # --- what this robot says ---
+
+    def _tell(self, name: str, detail: str = "", release: int | None = None) -> None:
+        self._mqtt.add_event(name, detail, release)
+        self._link.send("event", name=name, detail=detail, version=release)
+        self._status_due_s = 0.0
+
+    def _say_status(self, now_s: float) -> None:
+        said = self._facts()
+        again = self._mqtt.take_reconnected()
+        if said == self._last_said and now_s < self._status_due_s and not again:
+            return
+        self._last_said = said
+        self._status_due_s = now_s + STATUS_PERIOD_S
+        self._mqtt.send_status()
+        self._mqtt.flush_events()
+        self._link.send("status", **self.local_status())
+
+    def local_status(self) -> dict[str, Any]:
+        """What GET /v1/status of this agent shows under `federation`."""
+        training = self._view.report()
+        return {
+            "agent_id": self._bundle.agent_id,
+            "fleet": self._bundle.info.fleet,
+            "connected": self._mqtt.connected,
+            "error": self._mqtt.error or self._node_status.error or self._releases.error,
+            "paused": self._memory.paused,
+            "supernode": self._node_status.state,
+            "base_round": training.base_round,
+            "steps_since_base": training.steps_since_base,
+            "window": self._window,
+            "answer": self._answered[1],
+            "release": {
+                "version": self._releases.version,
+                "state": self._releases.state,
+                "error": self._releases.error,
+            },
+            "dropped": self._mqtt.dropped,
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        """Everything in the status that changes seldom, for telling a change from a repetition."""
+        training = self._view.report()
+        return {
+            "state": self._robot.get("state"),
+            "faults": self._robot.get("faults"),
+            "policy": self._policy(),
+            "episodes": self._view.episodes,
+            "sketch": self._view.has_sketch,
+            "base": training.base_digest,
+            # The first step matters to the coordinator at once, the following ones in their time.
+            "gained": training.steps_since_base > 0,
+            "held_out": tuple(self._view.held_out()),
+            "paused": self._memory.paused,
+            "connected": self._mqtt.connected,
+            "error": self._mqtt.error,
+            "supernode": self._node_status.state,
+            "release": (self._releases.version, self._releases.state),
+            "work": self._work_key(),
+        }
+
+    def _work_key(self) -> tuple[str, int] | None:
+        work = self._view.contribution
+        return None if work is None else (work.base_digest, work.sequence)
+
+    def _policy(self) -> int | None:
+        try:
+            name = self._store.active()
+        except RolloutError:
+            return None
+        return int(name) if name is not None and name.isdigit() else None
+
+    def build_status(self, envelope: Envelope, online: bool) -> AgentStatus:
+        """The MQTT status, or the will; also called on the connection's thread."""
+        config = self._config
+        faults = tuple(str(line)[:300] for line in self._robot.get("faults", ())[:16])
+        return AgentStatus(
+            envelope=envelope,
+            agent_id=self._bundle.agent_id,
+            online=online,
+            state=str(self._robot.get("state", "unknown"))[:32] if online else "offline",
+            paused=self._memory.paused,
+            versions=self._versions,
+            policy=self._policy(),
+            episodes=self._view.episodes,
+            frames=self._view.frames,
+            has_sketch=self._view.has_sketch,
+            features=Features(
+                state_names=config.state_names,
+                action_names=config.action_names,
+                environment_names=config.environment_names,
+                fps=config.control.fps,
+            ),
+            cameras=config.camera_shapes,
+            training=self._view.report(),
+            held_out=self._view.held_out(),
+            disk_free_mb=shutil.disk_usage(config.state_dir).free // 1_000_000,
+            faults=faults,
+            dropped=self._mqtt.dropped if online else {},
+        )
+
+
+class _Stop:
+    """Set by a signal."""
+
+    def __init__(self, wake: Wake) -> None:
+        self.asked = False
+        self._wake = wake
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        self._wake()
+
+
+def serve(config: AgentConfig, config_path: Path, link: ChildLink) -> None:
+    """Until a signal or the end of the supervisor (LinkClosed)."""
+    assert config.federation is not None
+    wake = Wake()
+    stop = _Stop(wake)
+    federation: Federation | None = None
+    said_error: str | None = None
+    retry_s = beat_s = 0.0
+    try:
+        while not stop.asked:
+            now_s = time.monotonic()
+            if federation is None and now_s >= retry_s:
+                retry_s = now_s + BUNDLE_RETRY_S
+                try:
+                    bundle = load_bundle(config.federation.bundle)
+                except (BadBundle, OSError) as error:
+                    if str(error) != said_error:
+                        said_error = str(error)
+                        log.warning("%s", error)
+                    link.send("status", connected=False, error=str(error))
+                else:
+                    federation = Federation(config, config_path, bundle, link, wake)
+                    federation.start()
+            if now_s >= beat_s:
+                beat_s = now_s + HEARTBEAT_PERIOD_S
+                link.heartbeat()
+            while (message := link.receive()) is not None:
+                if federation is not None:
+                    federation.on_supervisor(message)
+            if federation is not None:
+                federation.step()
+            wake.wait(link.fileno(), LOOK_PERIOD_S)
+    finally:
+        if federation is not None:
+            federation.stop()
+
+
+def main(argv: list[str]) -> int:
+    """Exit code 0 when told to stop, 2 for a configuration that cannot work."""
+    parser = argparse.ArgumentParser(prog="python -m agent.federation.process")
+    parser.add_argument("--config", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    link = ChildLink.from_environment()
+    try:
+        config = load_config(arguments.config)
+    except ConfigError as error:
+        log.error("%s", error)  # noqa: TRY400 - one line
+        return 2
+    if config.federation is None:
+        log.error("%s has no [federation] table", arguments.config)
+        return 2
+    try:
+        serve(config, arguments.config, link)
+    except LinkClosed:
+        log.info("the supervisor is gone")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

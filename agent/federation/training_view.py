@@ -1,0 +1,129 @@
+"""What the trainer's folder says just now, read again only when a file changed. numpy only."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent.training.errors import TrainingError
+from agent.training.exchange import (
+    BaseInfo,
+    Contribution,
+    HeldOutResult,
+    TrainingExchange,
+    TrainingProgress,
+)
+from protocol.messages import HeldOutReport, TrainingReport
+
+logger = logging.getLogger(__name__)
+
+# A status carries the newest evaluations; the coordinator keeps the older ones.
+REPORTED_BASES = 8
+
+type Stamp = tuple[int, int, int]
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
+class _Cached[T]:
+    """A value that is read again when its file changes. A damaged file gives the default."""
+
+    def __init__(self, path: Path, read: Callable[[], T], default: T) -> None:
+        self._path = path
+        self._read = read
+        self._default = default
+        self._seen: Stamp | None = None
+        self._value = default
+
+    def get(self) -> T:
+        """The value as of now."""
+        stamp = _stamp(self._path)
+        if stamp != self._seen:
+            self._seen = stamp
+            try:
+                self._value = self._read()
+            except (TrainingError, OSError, ValueError) as error:
+                logger.warning("%s", error)
+                self._value = self._default
+        return self._value
+
+
+class TrainingView:
+    """Cached reads of the exchange and of the dataset's totals. Times of a stat call each."""
+
+    def __init__(self, exchange: TrainingExchange, dataset: Path) -> None:
+        folder = exchange.folder
+        self._info = dataset / "meta" / "info.json"
+        self._base = _Cached[BaseInfo | None](folder / "base.safetensors", exchange.base_info, None)
+        self._work = _Cached[Contribution | None](
+            folder / "contribution.safetensors", exchange.contribution_info, None
+        )
+        self._progress = _Cached[TrainingProgress | None](
+            folder / "progress.json", exchange.progress, None
+        )
+        self._held_out = _Cached[dict[str, HeldOutResult]](
+            folder / "held_out.json", exchange.held_out, {}
+        )
+        self._sketch = folder / "sketch.json"
+        self._totals = _Cached[dict[str, Any]](self._info, self._read_totals, {})
+
+    def _read_totals(self) -> dict[str, Any]:
+        return dict(json.loads(self._info.read_bytes())) if self._info.exists() else {}
+
+    @property
+    def base(self) -> BaseInfo | None:
+        """The installed base."""
+        return self._base.get()
+
+    @property
+    def contribution(self) -> Contribution | None:
+        """The newest snapshot of what was gained."""
+        return self._work.get()
+
+    @property
+    def has_sketch(self) -> bool:
+        """Whether ingest wrote statistics."""
+        return self._sketch.exists()
+
+    @property
+    def episodes(self) -> int:
+        """Episodes in the dataset."""
+        return int(self._totals.get().get("total_episodes", 0))
+
+    @property
+    def frames(self) -> int:
+        """Frames in the dataset."""
+        return int(self._totals.get().get("total_frames", 0))
+
+    def report(self) -> TrainingReport:
+        """For the status: the installed base, and what can be contributed from it."""
+        base, work, progress = self.base, self.contribution, self._progress.get()
+        gained = work.steps if base and work and work.base_digest == base.digest else 0
+        return TrainingReport(
+            base_digest=None if base is None else base.digest,
+            base_round=None if base is None else base.round,
+            steps_since_base=gained,
+            steps_total=0 if progress is None else progress.steps_total,
+            examples_total=0 if progress is None else progress.examples_total,
+            loss=None if progress is None else progress.loss,
+        )
+
+    def held_out(self) -> dict[str, HeldOutReport]:
+        """The newest evaluations, by base digest."""
+        newest = list(self._held_out.get().items())[-REPORTED_BASES:]
+        return {
+            digest: HeldOutReport(
+                round=result.round,
+                action_mae=result.action_mae,
+                loss=result.loss,
+                frames=result.frames,
+            )
+            for digest, result in newest
+        }
