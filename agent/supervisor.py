@@ -203,12 +203,15 @@ class Supervisor:
         self._want()
 
     def _want(self) -> None:
+        if self._stopping.is_set():
+            return  # the arm is released meanwhile: idle, but nobody is to start again
         permissions = self.machine.permissions
         for child in self._children.values():
             child.want(child.row.runs(permissions))
 
     async def _end_all(self) -> None:
         """Control first gets its word to park; what trains ends meanwhile."""
+        self._stopping.set()  # however the loop was left
         for child in self._children.values():
             child.stop()
         while any(child.pid is not None for child in self._children.values()):

@@ -267,7 +267,7 @@ class Campaign:
                 self._busy = True
                 actions.append(BuildBase())
             case Phase.INSTALLING if not self._busy and now >= self._retry_at:
-                members = tuple(self.roster.connected(now))
+                members = tuple(self._fitting(now))
                 if members:
                     actions.append(self._run("install", 0, members, INSTALL_S))
             case Phase.WAITING if not self._busy:

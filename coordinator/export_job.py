@@ -88,7 +88,7 @@ def export(request: dict[str, Any]) -> dict[str, Any]:
 def answers(
     policy: Any, spec: PolicySpec, normalizer: Normalizer, observations: list[dict[str, Any]]
 ) -> list[Golden]:
-    """Each observation [1, …] with LeRobot's own action chunk [C, A], both without a batch axis."""
+    """Each observation with LeRobot's own action chunk [C, A], both without a batch axis."""
     preprocess, postprocess = build_processors(spec, normalizer)
     goldens = []
     for observation in observations:
@@ -97,7 +97,7 @@ def answers(
             action = postprocess(policy.predict_action_chunk(preprocess(raw)))[0]
         goldens.append(
             Golden(
-                observation={name: observation[name][0].tolist() for name in input_names(spec)},
+                observation={name: observation[name].tolist() for name in input_names(spec)},
                 action=action.to(torch.float32).numpy().tolist(),
             )
         )
@@ -105,11 +105,11 @@ def answers(
 
 
 def _as_tensors(spec: PolicySpec, observation: Observation) -> dict[str, torch.Tensor]:
-    """LeRobot's form: images float 0..1, [1,3,H,W]."""
+    """LeRobot's form: a batch axis, images float 0..1, [1,3,H,W]."""
     cameras = {camera.key for camera in spec.cameras}
     tensors = {}
     for name in input_names(spec):
-        value = torch.from_numpy(observation[name])
+        value = torch.from_numpy(observation[name]).unsqueeze(0)
         tensors[name] = value.permute(0, 3, 1, 2).float() / 255.0 if name in cameras else value
     return tensors
 

@@ -58,7 +58,9 @@ class JobRunner:
             with self._lock:
                 self._process = None
         if process.returncode != 0:
-            lines = errors.decode(errors="replace").strip().splitlines()
+            text_lines = errors.decode(errors="replace").strip().splitlines()
+            # The continuation lines of an exception's text are indented.
+            lines = [line for line in text_lines if line.strip() and not line.startswith(" ")]
             last = lines[-1] if lines else f"ended with {process.returncode}"
             raise ExportFailed(f"{module}: {last[:300]}")
         try:

@@ -46,11 +46,12 @@ class Roster:
         }
 
     def with_data(self, now_unix_s: float) -> dict[str, AgentStatus]:
-        """Connected agents that are not paused and have episodes, a sketch and features."""
+        """Connected agents, not paused, reachable by Flower, with episodes, sketch and features."""
         return {
             agent_id: status
             for agent_id, status in self.connected(now_unix_s).items()
             if not status.paused
+            and status.data_plane
             and status.episodes >= self._min_episodes
             and status.has_sketch
             and status.features is not None

@@ -8,6 +8,7 @@ the fleet was told is always in the durable state.
 import json
 import logging
 import queue
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +32,7 @@ from coordinator.enrolment import Layout, enrolled_agents
 from coordinator.errors import ConfigError, CoordinatorError, ExportFailed
 from coordinator.federation.driver import Member, RoundDriver
 from coordinator.federation.errors import FederationError
-from coordinator.federation.superlink import superlink_access
+from coordinator.federation.superlink import LOOPBACK, superlink_access
 from coordinator.http import HttpsServer, make_app
 from coordinator.jobs import BUILD_MODULE, EXPORT_MODULE, JobRunner
 from coordinator.mqtt import CLOSED_WINDOW_LIFETIME_S, FleetLink, FromAgent
@@ -309,12 +310,28 @@ class Coordinator:
         """Make every enrolled key known to the SuperLink, and try until it is there."""
         if self._registering or now < self._register_at or self._registered >= set(self._agents):
             return
+        self._register_at = now + REGISTER_RETRY_S
+        if not self._superlink_listens():
+            return
         self._registering = True
         members = [
             Member(agent_id=agent.agent_id, public_key=agent.public_key)
             for agent in self._agents.values()
         ]
         self._submit(self._round_thread, self._register_members, members)
+
+    def _superlink_listens(self) -> bool:
+        """A cheap look before a process is started for it."""
+        address = (LOOPBACK, self._config.ports.superlink)
+        try:
+            socket.create_connection(address, timeout=0.2).close()
+        except OSError:
+            self._flower_error = (
+                f"no SuperLink at {LOOPBACK}:{self._config.ports.superlink}; start "
+                "`armada coordinator superlink`"
+            )
+            return False
+        return True
 
     def _register_members(self, members: list[Member]) -> None:
         error: str | None = None

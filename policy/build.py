@@ -127,4 +127,4 @@ def write_weights(policy: torch.nn.Module, weights: Mapping[str, Array]) -> None
             )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+            parameter.copy_(torch.from_numpy(np.array(weights[name])))

@@ -33,7 +33,8 @@ def save_weights(
         if not np.issubdtype(array.dtype, np.floating):
             raise BadWeights(f"tensor {name}: {array.dtype} is not floating and is never averaged")
     header = {**(metadata or {}), _ORDER: json.dumps(list(weights))}
-    arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    # ascontiguousarray would make a vector of a scalar.
+    arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
     write_durably(Path(path), save(arrays, metadata=header))
 
 

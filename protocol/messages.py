@@ -141,12 +141,16 @@ class Features(_Model):
 
 
 class AgentStatus(Message):
-    """Retained state of one agent; its will says `online` false. `cameras`: (height, width) px."""
+    """Retained state of one agent; its will says `online` false.
+
+    `data_plane`: its SuperNode is connected. `cameras`: (height, width) in pixels.
+    """
 
     agent_id: Identity
     online: bool = True
     state: Annotated[str, Field(max_length=32)]
     paused: bool = False
+    data_plane: bool = False
     versions: Annotated[dict[Name, Name], Field(max_length=16)] = {}
     policy: Count | None = None
     episodes: Count = 0

@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ HEARTBEAT_PERIOD_S = 1.0
 # How soon a change in the trainer's folder is seen.
 LOOK_PERIOD_S = 0.5
 SUPERNODE_PERIOD_S = 1.0
+PROBE_S = 1.0
 BUNDLE_RETRY_S = 5.0
 
 
@@ -109,6 +111,7 @@ class Federation:
         self._mqtt = AgentLink(bundle, self.build_status, wake)
         self._node = SuperNode(bundle, self._folder / "flower", exchange.folder)
         self._node_status = SuperNodeStatus("stopped")
+        self._node_started = False
         self._releases = ReleaseWorker(
             bundle, self._store, self._folder / "downloads", config_path, wake
         )
@@ -124,10 +127,6 @@ class Federation:
         self._store.sweep()
         self._mqtt.start()
         self._releases.start()
-        try:
-            self._node.start()
-        except SuperNodeFailed as error:
-            log.warning("%s", error)
 
     def stop(self) -> None:
         """Leave: the will says that this robot is away."""
@@ -160,11 +159,24 @@ class Federation:
         now_s = self._clock()
         if now_s >= self._node_due_s:
             self._node_due_s = now_s + SUPERNODE_PERIOD_S
-            try:
-                self._node_status = self._node.poll()
-            except SuperNodeFailed as error:
-                self._node_status = SuperNodeStatus("failed", None, str(error))
+            self._node_status = self._look_after_node()
         self._say_status(now_s)
+
+    def _look_after_node(self) -> SuperNodeStatus:
+        """Start the SuperNode once its SuperLink listens: in vain it would cost seconds of CPU."""
+        try:
+            if not self._node_started:
+                endpoint = self._bundle.info.superlink
+                address = (endpoint.host, endpoint.port)
+                socket.create_connection(address, timeout=PROBE_S).close()
+                self._node.start()
+                self._node_started = True
+            return self._node.poll()
+        except SuperNodeFailed as error:
+            return SuperNodeStatus("failed", None, str(error))
+        except OSError:
+            where = self._bundle.info.superlink.address
+            return SuperNodeStatus("failed", None, f"no SuperLink answers at {where}; trying again")
 
     # --- what the coordinator says ---
 
@@ -312,6 +324,7 @@ class Federation:
             online=online,
             state=str(self._robot.get("state", "unknown"))[:32] if online else "offline",
             paused=self._memory.paused,
+            data_plane=online and self._node_status.state == "connected",
             versions=self._versions,
             policy=self._policy(),
             episodes=self._view.episodes,

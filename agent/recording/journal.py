@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,9 @@ SAMPLE_TOPIC = "sample"
 CAMERA_TOPIC = "camera/"
 PROFILE = "armada.episode.v1"
 MAX_RECORD_BYTES = 64 << 20
+
+# What the MCAP library raises on bytes that are no MCAP, or end too soon.
+_DAMAGE = (McapError, CRCValidationError, EOFError, KeyError, struct.error, UnicodeDecodeError)
 
 Vector = NDArray[np.float32]
 
@@ -284,7 +288,6 @@ class EpisodeReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._summary: dict[str, str] = {}
         try:
             with path.open("rb") as file:
                 for record in StreamReader(file, record_size_limit=MAX_RECORD_BYTES).records:
@@ -296,7 +299,7 @@ class EpisodeReader:
                 else:
                     raise BadJournal(f"{path}: no episode metadata")
             self._end = self._read_end()
-        except (McapError, EOFError, KeyError) as error:
+        except _DAMAGE as error:
             raise BadJournal(f"{path}: not an episode journal: {error!r}") from error
 
     @property
@@ -331,7 +334,7 @@ class EpisodeReader:
                             newest[topic.removeprefix(CAMERA_TOPIC)] = record.data
                         elif topic == SAMPLE_TOPIC:
                             yield Sample.from_json(record.data), dict(newest)
-        except (McapError, CRCValidationError, EOFError, KeyError) as error:
+        except _DAMAGE as error:
             if self._end is not None:
                 raise BadJournal(f"{self._path}: damaged: {error!r}") from error
 

@@ -114,7 +114,10 @@ def read_ledger(root: Path) -> list[LedgerEntry]:
     """The ledger of one generation. Raises IngestFailed when it is missing or damaged."""
     path = root / LEDGER
     try:
-        return [LedgerEntry(**entry) for entry in json.loads(path.read_bytes())]
+        entries = json.loads(path.read_bytes())
+        if not isinstance(entries, list):
+            raise TypeError("not a list")
+        return [LedgerEntry(**entry) for entry in entries]
     except (OSError, ValueError, TypeError) as error:
         raise IngestFailed(f"{path}: the ledger cannot be read ({error})") from error
 

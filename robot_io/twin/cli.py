@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from robot_io.twin.errors import TwinError
         from robot_io.twin.render import parse_camera
     except ModuleNotFoundError as error:
-        print(
-            f"armada twin: {error.name} is not installed; install armada[twin]", file=sys.stderr
-        )
+        print(f"armada twin: {error.name} is not installed; install armada[twin]", file=sys.stderr)
         return 1
     try:
         cameras = tuple(parse_camera(text) for text in arguments.camera or [DEFAULT_CAMERA])

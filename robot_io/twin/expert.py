@@ -81,9 +81,8 @@ class Expert:
             up = data.site_xmat[self._site].reshape(3, 3)[:, 2]
             tilt = np.cross(up, (0.0, 0.0, 1.0))
             error = np.concatenate([offset, tilt * _DOWN_WEIGHT])
-            jacobian = np.concatenate(
-                [jacobian_position[:, :ARM_JOINTS], jacobian_rotation[:, :ARM_JOINTS] * _DOWN_WEIGHT]
-            )
+            turning = jacobian_rotation[:, :ARM_JOINTS] * _DOWN_WEIGHT
+            jacobian = np.concatenate([jacobian_position[:, :ARM_JOINTS], turning])
             square = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
             step = jacobian.T @ np.linalg.solve(square, error)
             angles = np.clip(
@@ -114,18 +113,16 @@ class Expert:
         grasped = pose(GRASP_M, CLOSED_RAD)
         raised = [pose(GRASP_M + LIFT_M * share, CLOSED_RAD) for share in (0.5, 1.0)]
         half_s = DESCENT_S / 2
-        descent = _spline(
-            [start_rad, above, halfway, down], [APPROACH_S, half_s, half_s], speed
-        )
+        descent = _spline([start_rad, above, halfway, down], [APPROACH_S, half_s, half_s], speed)
         close = _straight(down, grasped, CLOSING_S, speed)
         settle = _straight(grasped, grasped, SETTLE_S, speed)
         lift = _spline([grasped, *raised], [LIFTING_S / 2, LIFTING_S / 2], speed)
         hold = _straight(raised[-1], raised[-1], HOLD_S, speed)
         # Opening is done before the jaws come near the cube.
         opening = np.clip(np.arange(len(descent)) / PLAN_HZ * speed / APPROACH_S, 0.0, 1.0)
-        descent[:, GRIPPER] = start_rad[GRIPPER] + (
-            OPEN_RAD - start_rad[GRIPPER]
-        ) * minimum_jerk(opening)
+        descent[:, GRIPPER] = start_rad[GRIPPER] + (OPEN_RAD - start_rad[GRIPPER]) * minimum_jerk(
+            opening
+        )
         return Plan(np.concatenate([descent, close, settle, lift, hold]))
 
     def _sag(self, arm_rad: Float, stiffness: Float) -> Float:
@@ -166,13 +163,13 @@ def _spline(points: list[Float], durations_s: list[float], speed: float) -> Floa
         right[k] = 3 * (steps[k] * slopes[k - 1] + steps[k - 1] * slopes[k])
     velocities = np.linalg.solve(matrix, right)
     at = _samples(float(times[-1]), speed)
-    k = np.clip(np.searchsorted(times, at, side="left") - 1, 0, count - 2)
-    span = steps[k][:, None]
-    t = (at - times[k])[:, None] / span
+    piece = np.clip(np.searchsorted(times, at, side="left") - 1, 0, count - 2)
+    span = steps[piece][:, None]
+    t = (at - times[piece])[:, None] / span
     angles: Float = (
-        (2 * t**3 - 3 * t**2 + 1) * values[k]
-        + (t**3 - 2 * t**2 + t) * span * velocities[k]
-        + (-2 * t**3 + 3 * t**2) * values[k + 1]
-        + (t**3 - t**2) * span * velocities[k + 1]
+        (2 * t**3 - 3 * t**2 + 1) * values[piece]
+        + (t**3 - 2 * t**2 + t) * span * velocities[piece]
+        + (-2 * t**3 + 3 * t**2) * values[piece + 1]
+        + (t**3 - t**2) * span * velocities[piece + 1]
     )
     return angles

@@ -56,7 +56,7 @@ def move_plan(start_rad: Float, goal_rad: Float, speed_rad_s: float = HAND_SPEED
     travel = float(np.max(np.abs(goal_rad - start_rad)))
     duration_s = max(_MINIMUM_S, _PEAK_OVER_MEAN * travel / speed_rad_s)
     count = int(np.ceil(duration_s * PLAN_HZ)) + 1
-    share = minimum_jerk(np.linspace(0.0, 1.0, count))[:, None]
+    share = minimum_jerk(np.arange(count) / (count - 1.0))[:, None]
     return Plan(start_rad + (goal_rad - start_rad) * share)
 
 

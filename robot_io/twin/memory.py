@@ -15,6 +15,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from robot_io.sts3215 import EEPROM_END, RESOLUTION
 from robot_io.twin.errors import BadMemory
@@ -62,7 +63,7 @@ def load_assembly(folder: Path, seed: int) -> Assembly:
             centre = {arm: tuple(int(tick) for tick in kept["centre_tick"][arm]) for arm in ARMS}
             known = Assembly(int(kept["seed"]), centre)
         except (KeyError, TypeError, ValueError) as error:
-            raise BadMemory(f"{path}: no assembly of a twin ({error!r}); delete the file") from error
+            raise BadMemory(f"{path}: no twin's assembly ({error!r}); delete the file") from error
         if any(len(ticks) != N_JOINTS for ticks in centre.values()):
             raise BadMemory(f"{path}: needs {N_JOINTS} ticks an arm; delete the file")
         if known.seed != seed:
@@ -79,9 +80,7 @@ def load_assembly(folder: Path, seed: int) -> Assembly:
             for arm in ARMS
         },
     )
-    replace_file(
-        path, json.dumps({"seed": seed, "centre_tick": dict(fresh.centre_tick)}, indent=1)
-    )
+    replace_file(path, json.dumps({"seed": seed, "centre_tick": dict(fresh.centre_tick)}, indent=1))
     return fresh
 
 
@@ -104,7 +103,7 @@ def load_eeprom(folder: Path, arm: str) -> dict[int, bytes]:
     return tables
 
 
-def _read_json(path: Path) -> dict[str, dict[str, list[int]]]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -52,9 +52,9 @@ def goal_angles(command: Float, angle_rad: Float, centre_tick: Float) -> Float:
 
 
 class Profile:
-    """Trapezoidal motion of the set point towards the goal, per joint (Goal_Velocity, Acceleration).
+    """Trapezoidal motion of each joint's set point towards its goal.
 
-    A velocity or an acceleration of 0 means as fast as the servo can.
+    Goal_Velocity or Acceleration of 0 means as fast as the servo can.
     """
 
     def __init__(self) -> None:
@@ -89,9 +89,7 @@ class Profile:
         distance = self._goal_rad - self.position_rad
         reach = np.abs(distance)
         braking = np.sqrt(2 * self._acceleration_rad_s2 * reach)
-        wanted = np.sign(distance) * np.minimum(
-            np.minimum(self._top_rad_s, braking), reach / dt_s
-        )
+        wanted = np.sign(distance) * np.minimum(np.minimum(self._top_rad_s, braking), reach / dt_s)
         change = self._acceleration_rad_s2 * dt_s
         self.velocity_rad_s += np.clip(wanted - self.velocity_rad_s, -change, change)
         move = self.velocity_rad_s * dt_s
@@ -141,7 +139,7 @@ class Protection:
             command[:, Command.PROTECTIVE_TORQUE], command[:, Command.TORQUE_LIMIT]
         )
         held = (self.error & ServoError.OVERLOAD > 0) & on & (push >= ceiling * 0.9)
-        error = np.where(tripped | held, int(ServoError.OVERLOAD), 0)
+        error: Bits = np.where(tripped | held, int(ServoError.OVERLOAD), 0)
         error |= np.where(
             self._overcurrent_s > command[:, Command.OVERCURRENT_TIME_S],
             int(ServoError.OVERCURRENT),

@@ -109,9 +109,7 @@ class Painter:
 
 def encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
     """JPEG of uint8 [H, W, 3] RGB."""
-    _, data = cv2.imencode(
-        ".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    )
+    _, data = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return data.tobytes()
 
 

@@ -100,7 +100,7 @@ class Block:
     """One seqlocked array in the mapping."""
 
     def __init__(self, buffer: mmap.mmap, offset: int, shape: tuple[int, ...]) -> None:
-        self._sequence = np.ndarray((1,), np.int64, buffer, offset)
+        self._sequence: NDArray[np.int64] = np.ndarray((1,), np.int64, buffer, offset)
         self._data: Float = np.ndarray(shape, np.float64, buffer, offset + 8)
         self.size_bytes = 8 + self._data.nbytes
 

@@ -77,7 +77,7 @@ def serve(pictures: dict[str, Pictures]) -> ThreadingHTTPServer:
     """Serve ``/NAME.mjpg`` (a stream) and ``/NAME.jpg`` (one picture) on a free loopback port."""
 
     class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as inherited
+        def log_message(self, format: str, *args: Any) -> None:
             """No line a request."""
 
         def do_GET(self) -> None:
@@ -124,7 +124,9 @@ def serve(pictures: dict[str, Pictures]) -> ThreadingHTTPServer:
                 number, jpeg = shown
                 self.wfile.write(
                     f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\n"
-                    f"Content-Length: {len(jpeg)}\r\n\r\n".encode() + jpeg + b"\r\n"
+                    f"Content-Length: {len(jpeg)}\r\n\r\n".encode()
+                    + jpeg
+                    + b"\r\n"
                 )
             self.close_connection = True
 

@@ -29,10 +29,11 @@ from typing import Any
 import numpy as np
 
 from robot_io.packet import InstructionPacket, PacketParser
+from robot_io.twin.chain import Answer, Chain
 from robot_io.twin.children import become_child, receive, reply
 from robot_io.twin.errors import BadRequest
 from robot_io.twin.faults import Fault, FaultKind, FaultPlan, parse_fault
-from robot_io.twin.firmware import Answer, Chain, Measured, ServoFirmware
+from robot_io.twin.firmware import Measured, ServoFirmware
 from robot_io.twin.memory import SERVO_IDS, EepromKeeper, load_assembly, load_eeprom
 from robot_io.twin.motor import encoder_ticks
 from robot_io.twin.shared import ARMS, Servo, SharedState
@@ -225,18 +226,20 @@ class BusProcess:
         for bus in self._buses.values():
             bus.publish()
         while running():
-            ports = {bus.port.master: bus for bus in self._buses.values()}
-            ports.pop(None, None)
+            ports = {
+                bus.port.master: bus for bus in self._buses.values() if bus.port.master is not None
+            }
+            link = self._link.fileno()
             wait_s = 0.25
             if self._queue:
                 wait_s = min(wait_s, max(0.0, self._queue[0][0] - time.monotonic()))
-            ready, _, _ = select.select([*ports, self._link], [], [], wait_s)
+            ready, _, _ = select.select([*ports, link], [], [], wait_s)
             self._deliver()
             for descriptor in ready:
-                if descriptor is not self._link:
+                if descriptor != link:
                     self._serve(ports[descriptor])
             self._deliver()
-            if self._link in ready and not self._obey():
+            if link in ready and not self._obey():
                 break
             self._expire()
         for bus in self._buses.values():

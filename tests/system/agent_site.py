@@ -62,6 +62,16 @@ def wait_for[T](what: str, probe: Callable[[], T | None], timeout_s: float = 30.
     raise AssertionError(f"{what} did not come within {timeout_s:.0f} s")
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL."""
+    process.terminate()
+    try:
+        process.wait(25.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class Person:
     """The hands and eyes beside the twin."""
 
@@ -157,6 +167,11 @@ class Site:
         self.agent.send_signal(number)
         return self.agent.wait(timeout_s)
 
+    def end_agent(self) -> None:
+        """End an agent that is still there, whatever it takes."""
+        if self.agent is not None and self.agent.poll() is None:
+            end(self.agent)
+
     def log(self, name: str) -> str:
         """What a process has said, for a failed test."""
         path = self.state_dir / "log" / f"{name}.log"
@@ -166,12 +181,7 @@ class Site:
         """End all that was started, the agent first."""
         for process in reversed(self._processes):
             if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(25.0)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                end(process)
 
     def _start(
         self, name: str, command: list[str], environment: dict[str, str] | None = None

@@ -41,7 +41,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site,
             status = client.status()
             assert not status["ready"]
             wait_for("the reason", lambda: "not calibrated" in str(client.status()["faults"]))
-            with pytest.raises(RequestFailed, match="not calibrated.*setup calibrate"):
+            with pytest.raises(RequestFailed, match=r"not calibrated.*setup calibrate"):
                 client.record_start(TASK)
             assert client.status()["state"] == "idle"
             with pytest.raises(RequestFailed, match="begins with the step homing"):
@@ -53,6 +53,13 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site,
         person.close()
     finally:
         site.close()
+
+
+@pytest.fixture(autouse=True)
+def no_agent_left(calibrated: tuple[Site, Person]) -> Iterator[None]:
+    """A test that failed leaves no agent to the next one."""
+    yield
+    calibrated[0].end_agent()
 
 
 @pytest.fixture
@@ -89,7 +96,9 @@ def torque(person: Person) -> list[bool]:
 
 def at_rest(site: Site, person: Person) -> bool:
     joints = person.ask("truth")["joints_rad"]["follower"]
-    return bool(np.abs(np.subtract(joints, site.twin["rest_joints_rad"])).max() < REST_TOLERANCE_RAD)
+    return bool(
+        np.abs(np.subtract(joints, site.twin["rest_joints_rad"])).max() < REST_TOLERANCE_RAD
+    )
 
 
 def lead_away(person: Person) -> None:
@@ -237,7 +246,7 @@ def test_unplugged_in_motion_is_a_fault_and_reset_waits_for_the_port(
     assert not status["ready"]
     with pytest.raises(RequestFailed, match="not saved: a fault ended it"):
         client.record_finish()
-    with pytest.raises(RequestFailed, match="in fault.*armada reset"):
+    with pytest.raises(RequestFailed, match=r"in fault.*armada reset"):
         client.teleop_start()
     with pytest.raises(RequestFailed, match="not ready: follower"):
         client.reset()
@@ -474,20 +483,20 @@ def test_the_trainers_cpu_is_free_within_100_ms_of_the_call(
         pid = wait_for("the trainer", lambda: client.status()["processes"]["trainer"]["pid"])
         group = wait_for("its child", lambda: two_processes(pid))
         busy_before = cpu_s(group)
-        time.sleep(0.5)
-        assert cpu_s(group) - busy_before > 0.2  # it does use its CPU when idle
+        wait_for("work", lambda: cpu_s(group) > busy_before + 0.2)  # idle: it uses its CPU
 
-        def call_from_elsewhere() -> None:
-            with AgentClient(site.state_dir / "run" / "agent.sock") as caller:
-                caller.record_start(TASK)
-
-        caller = threading.Thread(target=call_from_elsewhere)
-        caller.start()
-        time.sleep(0.1)
-        at_100_ms = cpu_s(group)
-        caller.join()
-        time.sleep(0.5)
-        assert cpu_s(group) == at_100_ms
+        with AgentClient(site.state_dir / "run" / "agent.sock") as operator:
+            operator.status()  # the connection is there; what is timed is the call
+            caller = threading.Thread(target=operator.record_start, args=(TASK,))
+            began_s = time.monotonic()
+            caller.start()
+            while not all(process.status() == psutil.STATUS_STOPPED for process in group):
+                assert time.monotonic() - began_s < 0.1
+                time.sleep(0.002)
+            stopped_cpu_s = cpu_s(group)
+            caller.join()
+            time.sleep(0.5)
+            assert cpu_s(group) == stopped_cpu_s  # not one tick of the kernel's account since
         assert client.status()["processes"]["trainer"]["state"] == "stopped"
         assert client.status()["freeze_ms"] < 100.0
         assert not client.status()["training_allowed"]
@@ -518,7 +527,7 @@ def test_bad_requests_are_one_clear_line(robot: tuple[Site, Person, AgentClient]
         client.record_finish()
     with pytest.raises(RequestFailed, match="task"):
         client.post("record/start")
-    with pytest.raises(RequestFailed, match="bogus.*fields: arm, step"):
+    with pytest.raises(RequestFailed, match=r"bogus.*fields: arm, step"):
         client.post("calibrate", arm="follower", step="homing", bogus=1)
     with pytest.raises(RequestFailed, match="no such call"):
         client.post("dance")

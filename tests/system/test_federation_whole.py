@@ -26,7 +26,7 @@ from agent.training.exchange import (
 )
 from policy.statistics import Component, FeatureSketch, Sketch
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
@@ -229,7 +229,7 @@ state_dir = "state"
                 examples=180,
                 loss=0.5,
                 sequence=self.sequence,
-            ),  # fmt: skip
+            ),
         )
         self.exchange.publish_progress(
             TrainingProgress(
@@ -239,7 +239,7 @@ state_dir = "state"
                 steps_since_base=steps,
                 loss=0.5,
                 phase="training",
-            )  # fmt: skip
+            )
         )
 
     def judge(self, error: float) -> None:
@@ -275,7 +275,7 @@ def test_two_robots_get_from_statistics_to_an_active_release(site: Site) -> None
     for robot in robots:
         robot.record(3)
         robot.start()
-    site.wait("base 0", lambda status: status["campaign"]["phase"] == "waiting", 120)
+    site.wait("base 0", lambda status: status["campaign"]["phase"] == "waiting", 200)
     assert [robot.base_round() for robot in robots] == [0, 0]
     infos = [robot.exchange.base_info() for robot in robots]
     assert infos[0] == infos[1] is not None

@@ -205,6 +205,20 @@ def test_after_a_hold_the_next_chunk_is_joined_from_the_held_action() -> None:
     assert [played(schedule, tick) for tick in (13, 14, 15, 16)] == [2.0, 4.0, 6.0, 8.0]
 
 
+def test_what_was_held_is_the_action_last_played_not_one_that_was_skipped() -> None:
+    schedule = scheduler(blend_ticks=1)
+    schedule.begin()
+    first = schedule.ask(0)
+    assert first is not None
+    schedule.offer(first, chunk_of(0), 1)
+    assert played(schedule, 2) == 2.0
+    assert played(schedule, CHUNK + 5) is None  # the loop itself was late: rows 3 to 11 are lost
+    second = schedule.ask(CHUNK + 5)
+    assert second is not None
+    schedule.offer(second, np.full((CHUNK, SIZE), 4.0, np.float32), CHUNK + 6)
+    assert played(schedule, CHUNK + 6) == 3.0  # half-way from 2, not from 11
+
+
 def test_the_first_action_is_the_policys_own_so_that_a_guard_sees_how_far_it_is() -> None:
     schedule = scheduler(blend_ticks=3)
     schedule.begin()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from synthetic_pick import JOINTS, PLACE, demonstration
 
 from agent.config import AgentConfig, load_config
 from agent.recording.journal import EpisodeMeta, EpisodeWriter, Sample
-from synthetic_pick import JOINTS, PLACE, demonstration
 
 CAMERA = "overhead"
 HEIGHT, WIDTH = 48, 64
