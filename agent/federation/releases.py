@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -295,6 +296,7 @@ class ReleaseWorker:
             verdict = qualify(folder, self._config_path)
             if not verdict.ok:
                 raise ReleaseRefused("; ".join(verdict.reasons) or "it did not qualify")
+            self._store.folder.mkdir(parents=True, exist_ok=True)
             self._store.install(folder, notice.version)
             self._store.activate(notice.version)
             self._store.prune(KEPT_VERSIONS)
@@ -302,8 +304,15 @@ class ReleaseWorker:
             if isinstance(error, DownloadInterrupted):
                 raise
             logger.warning("release %d refused: %s", notice.version, error)
+            self._clear_downloads()
             return ReleaseOutcome(notice, False, str(error))
+        self._clear_downloads()
         error_units, latency_ms = verdict.max_abs_error, verdict.latency_p99_ms
         detail = f"golden error {error_units or 0.0:.3g}, chunk p99 {latency_ms or 0.0:.1f} ms"
         logger.info("release %d is active: %s", notice.version, detail)
         return ReleaseOutcome(notice, True, detail)
+
+    def _clear_downloads(self) -> None:
+        """Delete what is left of this and of earlier downloads."""
+        for path in self._folder.iterdir():
+            shutil.rmtree(path)

@@ -11,7 +11,7 @@ from typing import IO
 
 from deploy.local_fleet.errors import ProcessDied, StepTimeout
 
-POLL_S = 0.1
+POLL_S = 0.5
 
 
 @dataclass

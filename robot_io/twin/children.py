@@ -6,6 +6,7 @@ float64 behind it. Each request gets one reply.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -46,6 +47,16 @@ def become_child(parent: int) -> Callable[[], bool]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     return lambda: running
+
+
+def act_as_hardware(priority: int) -> None:
+    """Ask for SCHED_FIFO: servos do not wait while a host's programs share its processors.
+
+    Where it is not permitted the twin runs as an ordinary process, and a host that is busy for
+    longer than its own reply time-out sees servos that are late.
+    """
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
 
 
 def receive(link: socket.socket, wait: bool = False) -> tuple[dict[str, Any], bytes] | None:

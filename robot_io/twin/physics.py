@@ -19,7 +19,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from robot_io.twin.children import become_child, receive, reply
+from robot_io.twin.children import act_as_hardware, become_child, receive, reply
 from robot_io.twin.hand import Plan
 from robot_io.twin.memory import load_assembly
 from robot_io.twin.motor import (
@@ -45,6 +45,8 @@ from robot_io.twin.shared import ARMS, N_JOINTS, Command, Float, Servo, SharedSt
 CATCH_UP_S = 0.1
 # Protection and heat are slow: every fourth step is soon enough.
 _PROTECTION_EVERY = 4
+
+_PRIORITY = 25  # above the agents' control loops, which wait for the servos
 
 
 class HeldArm:
@@ -300,6 +302,7 @@ def main(argv: list[str]) -> int:
     assembly = load_assembly(Path(folder), int(seed))
     process = PhysicsProcess(shared, link, dict(assembly.centre_tick))
     reply(link, ready=True, ranges_rad=joint_ranges_rad(build_scene().model).tolist())
+    act_as_hardware(_PRIORITY)
     process.run(running, time.monotonic)
     return 0
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from robot_io.packet import InstructionPacket, PacketParser
 from robot_io.twin.chain import Answer, Chain
-from robot_io.twin.children import become_child, receive, reply
+from robot_io.twin.children import act_as_hardware, become_child, receive, reply
 from robot_io.twin.errors import BadRequest
 from robot_io.twin.faults import Fault, FaultKind, FaultPlan, parse_fault
 from robot_io.twin.firmware import Measured, ServoFirmware
@@ -43,6 +43,8 @@ _READ_BYTES = 4096
 # struct termios2 and its ioctl (asm-generic): the only way to see a rate that has no B constant.
 _TCGETS2 = 0x802C542A
 _TERMIOS2 = struct.Struct("=4IB19B2I")
+
+_PRIORITY = 30  # above the agents' control loops, which wait for the servos
 
 
 class Port:
@@ -330,6 +332,7 @@ def main(argv: list[str]) -> int:
         )
         for arm in ARMS
     }
+    act_as_hardware(_PRIORITY)
     reply(link, ready=True)
     BusProcess(buses, EepromKeeper(directory), link).run(running)
     return 0

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
+from agent.launch import bind_to_parent
 from agent.link import ChildLink
 
 
 def main() -> None:
     """Burn CPU in two processes of one group, heartbeats from the first."""
+    parent = os.getpid()
     if os.fork() == 0:
+        bind_to_parent(parent, signal.SIGKILL)
         while True:
             sum(range(10_000))
     link = ChildLink.from_environment()

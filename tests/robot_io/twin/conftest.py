@@ -217,3 +217,18 @@ def start_twin(tmp_path: Path) -> Iterator[Callable[..., TwinRun]]:
     yield start
     for twin in running:
         twin.end()
+
+
+@pytest.fixture(scope="session", name="twin_run")
+def _twin_run() -> type[TwinRun]:
+    return TwinRun
+
+
+@pytest.fixture(scope="session", name="teleoperation")
+def _teleoperation() -> type[Teleoperation]:
+    return Teleoperation
+
+
+@pytest.fixture(scope="session", name="home")
+def _home() -> Callable[[TwinRun, Host, str], None]:
+    return home

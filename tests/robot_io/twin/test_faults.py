@@ -1,4 +1,4 @@
-"""Injected faults do to a status packet what they say, to whom they say, for as long as they say."""
+"""Injected faults do what they say, to whom they say, for as long as they say."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robot_io.sts3215 import EEPROM_END, MODEL_NUMBER, REGISTERS, ServoError
@@ -65,6 +65,7 @@ def test_a_read_only_register_keeps_its_value(servo: ServoFirmware, name: str) -
     assert get(servo, name) == before
 
 
+@settings(deadline=None)
 @given(actual=st.floats(0, 4095.4), offset=st.integers(-2047, 2047))
 def test_present_is_actual_less_offset_on_one_turn(actual: float, offset: int) -> None:
     joint = Joint()
@@ -76,11 +77,13 @@ def test_present_is_actual_less_offset_on_one_turn(actual: float, offset: int) -
     assert (present + offset - actual + 2048) % 4096 - 2048 == pytest.approx(0, abs=0.51)
 
 
+@settings(deadline=None)
 @given(address=st.integers(0, 255), size=st.integers(0, 255))
 def test_a_read_anywhere_gives_as_many_bytes_as_asked(address: int, size: int) -> None:
     assert len(ServoFirmware(1, Joint()).read(address, size)) == size
 
 
+@settings(deadline=None)
 @given(address=st.integers(0, 255), data=st.binary(max_size=250))
 def test_no_write_breaks_the_table(address: int, data: bytes) -> None:
     servo = ServoFirmware(1, Joint())

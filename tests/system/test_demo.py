@@ -1,0 +1,75 @@
+"""The whole fleet, small: every walk completes, and Ctrl-C leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+DEMO = [sys.executable, "-m", "deploy.command", "demo"]
+
+
+def processes_of(folder):
+    """Processes whose command line names the demo's folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in part for part in process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+def demo(folder, *options):
+    return subprocess.Popen(
+        [*DEMO, "--dir", str(folder), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fleet")
+
+
+def test_three_robots_go_through_all_three_walks(folder):
+    report_file = folder.parent / "report.json"
+    running = demo(
+        folder, "--episodes", "4", "--rounds", "2", "--steps-per-round", "60", "--trials", "1",
+        "--json", str(report_file),
+    )  # fmt: skip
+    output, _ = running.communicate(timeout=840)
+    assert running.returncode == 0, output
+    report = json.loads(report_file.read_text())
+    assert report["walks"] == {"demonstration": True, "contribution": True, "release": True}
+    assert report["rounds"] == 2
+    assert report["windows"] >= 2
+    assert report["releases"] >= 1
+    assert len(report["trials"]) == 3 * 3 * 2
+    for robot in report["robots"]:
+        assert robot["frames"] > 100
+        assert robot["steps"] > 0
+        assert robot["bytes_up"] > 0
+        assert robot["held_out_after"] < robot["held_out_before"]
+    assert processes_of(folder) == []
+
+
+def test_ctrl_c_parks_the_arms_and_ends_every_process(folder):
+    running = demo(folder, "--episodes", "20")
+    deadline_s = time.monotonic() + 120
+    while not list(folder.glob("arm-*/state/journal/*.part")):  # the arms are moving
+        assert running.poll() is None and time.monotonic() < deadline_s
+        time.sleep(0.2)
+    os.kill(running.pid, signal.SIGINT)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, output
+    assert processes_of(folder) == []
+    for log in sorted(Path(folder).glob("arm-*/state/log/control.log")):
+        assert "released" in log.read_text()
