@@ -41,6 +41,7 @@ class CoordinatorSite:
     folder: Path
     group: ProcessGroup
     settings: dict[str, dict[str, Any]]
+    _client: OperatorClient | None = None
 
     def prepare(self, robot_bundles: dict[str, Path]) -> None:
         """Make the CA, the servers' certificates, and one enrolment for each robot."""
@@ -64,8 +65,9 @@ class CoordinatorSite:
 
     def status(self) -> dict[str, Any]:
         """The coordinator's own account of the campaign, as any operator gets it."""
-        with OperatorClient(self.folder) as client:
-            return client.status()
+        if self._client is None:
+            self._client = OperatorClient(self.folder)
+        return self._client.status()
 
     def _run(self, *arguments: str) -> None:
         done = subprocess.run(

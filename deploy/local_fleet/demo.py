@@ -160,7 +160,8 @@ class Demo:
                 robot.step = robot.seen.phase
             return True if self.fleet_status["campaign"]["phase"] == "finished" else None
 
-        self.group.wait_until("the campaign", finished, 420.0)
+        # Each look costs a core some milliseconds that the trainers could have.
+        self.group.wait_until("the campaign", finished, 420.0, period_s=1.0)
 
     def _release(self) -> None:
         newest = self.fleet_status["releases"][-1]["version"]

@@ -11,7 +11,7 @@ from typing import IO
 
 from deploy.local_fleet.errors import ProcessDied, StepTimeout
 
-POLL_S = 0.5
+POLL_S = 0.2
 
 
 @dataclass
@@ -75,7 +75,13 @@ class ProcessGroup:
                     f"{process.tail()}"
                 )
 
-    def wait_until[T](self, what: str, ready: Callable[[], T | None], timeout_s: float) -> T:
+    def wait_until[T](
+        self,
+        what: str,
+        ready: Callable[[], T | None],
+        timeout_s: float,
+        period_s: float = POLL_S,
+    ) -> T:
         """Poll `ready` until it gives a value, watching that no process dies meanwhile.
 
         Raises:
@@ -90,7 +96,7 @@ class ProcessGroup:
             self.check()
             if time.monotonic() > deadline_s:
                 raise StepTimeout(f"{what}: not there after {timeout_s:.0f} s")
-            time.sleep(POLL_S)
+            time.sleep(period_s)
 
     def stop(self, processes: Sequence[Process], grace_s: float) -> list[str]:
         """SIGTERM to all of them at once, SIGKILL to what is left after `grace_s`.

@@ -81,6 +81,7 @@ class RobotSite:
     recording: dict[str, Any] = field(default_factory=dict)
     step: str = "starting"
     seen: Seen = field(default_factory=Seen)
+    _watcher: AgentClient | None = None
     _twin: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -250,8 +251,9 @@ class RobotSite:
 
     def watch(self) -> dict[str, Any]:
         """Ask the agent how it is, and remember what the demo shows; returns the status."""
-        with self.client() as client:
-            status = client.status()
+        if self._watcher is None:
+            self._watcher = self.client()
+        status = self._watcher.status()
         self.seen = seen_in(status, self.seen)
         return status
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imported here, so that a missing extra is one clear line.
         from robot_io.twin import launcher
         from robot_io.twin.errors import TwinError
-        from robot_io.twin.render import parse_camera
+        from robot_io.twin.scene import parse_camera
     except ModuleNotFoundError as error:
         print(f"armada twin: {error.name} is not installed; install armada[twin]", file=sys.stderr)
         return 1

@@ -24,12 +24,12 @@ from robot_io.twin.control import Control, ControlServer, Hands
 from robot_io.twin.errors import TwinBusy, TwinError, TwinProcessDied
 from robot_io.twin.expert import Expert
 from robot_io.twin.memory import load_assembly, load_eeprom, replace_file
-from robot_io.twin.render import check_names
 from robot_io.twin.scene import (
     CUBE_HUE_DEG,
     CUBE_SIZE_M,
     REST_JOINTS_RAD,
     Camera,
+    check_names,
     table_homography,
 )
 from robot_io.twin.shared import ARMS, JOINTS, Float, SharedState

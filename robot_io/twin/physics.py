@@ -230,6 +230,7 @@ class PhysicsProcess:
         self._motors = {arm: ArmMotors(arm, shared, centre_tick[arm]) for arm in ARMS}
         self._follower = Follower(self._motors["follower"])
         self._leader = Leader(self._motors["leader"], self._follower.ranges_rad)
+        self.ranges_rad = self._follower.ranges_rad
         self._world: Float = np.zeros(len(World))
         self._placed = 0
         self._follower.place(*CUBE_START_M, 0.0)
@@ -301,7 +302,7 @@ def main(argv: list[str]) -> int:
     link = socket.socket(fileno=int(link_fd))
     assembly = load_assembly(Path(folder), int(seed))
     process = PhysicsProcess(shared, link, dict(assembly.centre_tick))
-    reply(link, ready=True, ranges_rad=joint_ranges_rad(build_scene().model).tolist())
+    reply(link, ready=True, ranges_rad=process.ranges_rad.tolist())
     act_as_hardware(_PRIORITY)
     process.run(running, time.monotonic)
     return 0

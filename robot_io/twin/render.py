@@ -21,35 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_io.twin.children import become_child, receive, reply
-from robot_io.twin.errors import BadCameraSpec
-from robot_io.twin.scene import Camera, build_scene
+from robot_io.twin.scene import Camera, build_scene, parse_camera
 from robot_io.twin.shared import SharedState
 from robot_io.twin.stream import Pictures, serve
 
 _JPEG_QUALITY = 92
 _IDLE_S = 0.05
-
-
-def parse_camera(text: str) -> Camera:
-    """``NAME:WxH@FPS``, for instance ``overhead:128x96@30``.
-
-    Raises:
-        BadCameraSpec: it does not read so, or asks for what no camera gives.
-    """
-    try:
-        name, rest = text.split(":")
-        size, fps = rest.split("@")
-        width, height = size.split("x")
-        camera = Camera(name, int(width), int(height), float(fps))
-    except ValueError:
-        raise BadCameraSpec(
-            f"camera {text!r} does not read NAME:WxH@FPS, as in overhead:128x96@30"
-        ) from None
-    if not (8 <= camera.width <= 1920 and 8 <= camera.height <= 1080 and 0 < camera.fps <= 120):
-        raise BadCameraSpec(
-            f"camera {text!r}: width 8..1920, height 8..1080 and fps up to 120 are possible"
-        )
-    return camera
 
 
 class Painter:
@@ -111,23 +88,6 @@ def encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
     """JPEG of uint8 [H, W, 3] RGB."""
     _, data = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return data.tobytes()
-
-
-def check_names(cameras: Sequence[Camera]) -> None:
-    """Refuse cameras that the model has not, and a name given twice.
-
-    Raises:
-        BadCameraSpec: one line that names the camera and those that exist.
-    """
-    model = build_scene().model
-    known = [model.camera(index).name for index in range(model.ncam)]
-    for camera in cameras:
-        if camera.name not in known:
-            raise BadCameraSpec(
-                f"the twin has no camera {camera.name!r}; it has {', '.join(known)}"
-            )
-    if len({camera.name for camera in cameras}) != len(cameras):
-        raise BadCameraSpec("a camera name is given twice")
 
 
 def paint(

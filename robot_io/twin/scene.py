@@ -8,15 +8,17 @@ the cube alone, so that a tracker can find it by hue.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mujoco
 import numpy as np
-import so101_nexus
 
+from robot_io.twin.errors import BadCameraSpec, TwinError
 from robot_io.twin.shared import JOINTS, Float
 
 TIMESTEP_S = 0.005
@@ -96,6 +98,45 @@ class Scene:
         return data
 
 
+def parse_camera(text: str) -> Camera:
+    """``NAME:WxH@FPS``, for instance ``overhead:128x96@30``.
+
+    Raises:
+        BadCameraSpec: it does not read so, or asks for what no camera gives.
+    """
+    try:
+        name, rest = text.split(":")
+        size, fps = rest.split("@")
+        width, height = size.split("x")
+        camera = Camera(name, int(width), int(height), float(fps))
+    except ValueError:
+        raise BadCameraSpec(
+            f"camera {text!r} does not read NAME:WxH@FPS, as in overhead:128x96@30"
+        ) from None
+    if not (8 <= camera.width <= 1920 and 8 <= camera.height <= 1080 and 0 < camera.fps <= 120):
+        raise BadCameraSpec(
+            f"camera {text!r}: width 8..1920, height 8..1080 and fps up to 120 are possible"
+        )
+    return camera
+
+
+def check_names(cameras: Sequence[Camera]) -> None:
+    """Refuse cameras that the model has not, and a name given twice.
+
+    Raises:
+        BadCameraSpec: one line that names the camera and those that exist.
+    """
+    model = build_scene().model
+    known = [model.camera(index).name for index in range(model.ncam)]
+    for camera in cameras:
+        if camera.name not in known:
+            raise BadCameraSpec(
+                f"the twin has no camera {camera.name!r}; it has {', '.join(known)}"
+            )
+    if len({camera.name for camera in cameras}) != len(cameras):
+        raise BadCameraSpec("a camera name is given twice")
+
+
 def joint_ranges_rad(model: Any) -> Float:
     """Mechanical range of each joint, shape [6, 2], rad."""
     ranges: Float = np.array([model.joint(name).range for name in JOINTS])
@@ -132,10 +173,22 @@ def table_homography(width: int, height: int) -> Float:
     )
 
 
+def model_path() -> Path:
+    """Menagerie's SO-101, where so101-nexus is installed.
+
+    Raises:
+        TwinError: it is not installed.
+    """
+    # Found, not imported: the package pulls in gymnasium, of which nothing is needed here.
+    found = importlib.util.find_spec("so101_nexus")
+    if found is None or found.origin is None:
+        raise TwinError("so101-nexus is not installed; install armada[twin]")
+    return Path(found.origin).parent / "assets" / "SO101_menagerie" / "so101.xml"
+
+
 def build_scene(cameras: tuple[Camera, ...] = ()) -> Scene:
     """Compile arm, table, cube and cameras; ``cameras`` only sizes the offscreen buffer."""
-    path = Path(so101_nexus.__file__).parent / "assets" / "SO101_menagerie" / "so101.xml"
-    spec = mujoco.MjSpec.from_file(str(path))
+    spec = mujoco.MjSpec.from_file(str(model_path()))
     spec.option.timestep = TIMESTEP_S
     _strip_meshes(spec)
     _dress_arm(spec)

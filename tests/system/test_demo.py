@@ -18,11 +18,11 @@ DEMO = [sys.executable, "-m", "deploy.command", "demo"]
 
 def processes_of(folder):
     """Processes whose command line names the demo's folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any(str(folder) in part for part in process.info["cmdline"] or ()):
-            found.append(process)
-    return found
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(folder) in part for part in process.info["cmdline"] or ())
+    ]
 
 
 def demo(folder, *options):

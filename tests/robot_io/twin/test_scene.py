@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from robot_io.twin.errors import BadCameraSpec
-from robot_io.twin.render import check_names, parse_camera
 from robot_io.twin.scene import (
     CUBE_HUE_DEG,
     CUBE_SIZE_M,
     REST_JOINTS_RAD,
     Camera,
     build_scene,
+    check_names,
     joint_ranges_rad,
+    parse_camera,
     table_homography,
 )
 
