@@ -33,6 +33,8 @@ from protocol.messages import AgentStatus, Answer
 RETRY_S = 5.0
 # A robot whose base could not be installed is tried again after this.
 INSTALL_RETRY_S = 20.0
+# Between two windows at the least: robots that decline must not make a busy loop.
+WINDOW_PAUSE_S = 1.0
 # Pushing a base to robots that answer must not hold up the next window for long.
 INSTALL_S = 20.0
 # Time for statuses to say that a base arrived, before a robot counts as having missed it.
@@ -117,6 +119,7 @@ class Campaign:
         self._enough_since: float | None = None
         self._retry_at = 0.0
         self._settled_at = 0.0
+        self._pause_until = 0.0
         self._install_after: dict[str, float] = {}
 
     # --- start and stop ---
@@ -307,7 +310,7 @@ class Campaign:
     def _ready_to_open(self, now: float) -> bool:
         if now >= self.state.next_window_unix_s:
             return True
-        if self._rules.open_when != "ready":
+        if self._rules.open_when != "ready" or now < self._pause_until:
             return False
         connected = self._fitting(now)
         gained = [agent for agent, status in connected.items() if self._has_gained(status)]
@@ -386,6 +389,7 @@ class Campaign:
             state.window = None
             fields = record.model_dump(mode="json")
             actions = [Note("window_closed", fields), Announce(record, closed=True)]
+            self._pause_until = now + WINDOW_PAUSE_S
         self._window = None
         state.next_window_unix_s = now + self._rules.interval_s
         state.phase = Phase.FINISHING if state.round >= self._rules.rounds else Phase.WAITING

@@ -71,7 +71,7 @@ class ReleaseManifest(_Model):
         """
         try:
             text = json.dumps(
-                self.model_dump(mode="json"),
+                self.model_dump(),
                 sort_keys=True,
                 separators=(",", ":"),
                 ensure_ascii=False,

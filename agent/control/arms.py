@@ -15,9 +15,8 @@ log = logging.getLogger(__name__)
 
 ArmName = Literal["follower", "leader"]
 
-# Of a tick's period: an answer that takes longer is a missed read, so that two arms and their
-# sources still fit into the tick after the next.
-REPLY_TIMEOUT_PERIODS = 0.6
+# Of a tick's period: an answer that takes longer is a missed read, and the next tick asks again.
+REPLY_TIMEOUT_PERIODS = 0.9
 
 
 class Arms:

@@ -43,6 +43,8 @@ IDLE_MISSED_READS = 3
 SETTLE_S = 0.3  # after the park plan's end, for the arm to follow its last goal
 PARK_EXTRA_S = 2.0  # beyond the plan, before a park that does not arrive is ended
 SHUTDOWN_PARK_S = 10.0
+RELEASE_RETRIES = 4  # a servo that is asked to let go is asked again before it counts as mute
+RELEASE_BUDGET_S = 0.3
 
 
 class Phase(StrEnum):
@@ -228,7 +230,8 @@ class Conductor:
         assert self.arms.follower is not None
         if self.motion is not None:
             self.motion.hand_over(None)
-        failures = self.arms.follower.release()
+        with self.arms.follower.bus.patient(RELEASE_RETRIES, RELEASE_BUDGET_S):
+            failures = self.arms.follower.release()
         self._park = None
         self.purpose = None
         if failures:
@@ -435,7 +438,9 @@ class Conductor:
     def _let_go(self) -> None:
         """Best-effort torque-off for every servo, then close."""
         if self.arms.follower is not None:
-            for joint, error in self.arms.follower.release().items():
+            with self.arms.follower.bus.patient(RELEASE_RETRIES, RELEASE_BUDGET_S):
+                failures = self.arms.follower.release()
+            for joint, error in failures.items():
                 log.error("%s may be energised still: %s", joint, error)
         self.desk.abandon()
         self.arms.close()

@@ -82,4 +82,6 @@ if ! python=$(find_python); then
         die "no Python 3.12 or 3.13: install one (for example 'uv python install 3.12') and run this again"
 fi
 
-exec "$uv" sync --quiet --frozen --python "$python"
+# Compiled once here: a process that imports torch and LeRobot would otherwise pay seconds each start
+# wherever bytecode cannot be written.
+exec "$uv" sync --quiet --frozen --compile-bytecode --python "$python"

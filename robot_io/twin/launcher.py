@@ -71,6 +71,8 @@ class Process:
                     *arguments,
                 ],
                 pass_fds=descriptors,
+                # A terminal's Ctrl-C reaches the main process alone, which ends them in order.
+                process_group=0,
                 env=_child_environment(),
             )
         self._socket = ours

@@ -29,7 +29,7 @@ def test_a_changed_field_is_found_at_its_line(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     write(path)
     path.write_bytes(path.read_bytes().replace(b'"number": 2', b'"number": 7'))
-    with pytest.raises(AuditBroken, match="audit.jsonl:3: was changed"):
+    with pytest.raises(AuditBroken, match=r"audit\.jsonl:3: was changed"):
         verify(path)
 
 
@@ -84,6 +84,6 @@ def test_any_changed_byte_is_found_or_changes_no_meaning(
     path.write_bytes(bytes(content))
     try:
         verify(path)
-    except (AuditBroken, UnicodeDecodeError):
+    except AuditBroken:
         return
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == meaning

@@ -149,9 +149,7 @@ class FakeServos:
             frame = change(frame)
         late_s = self.late_s.pop(0) if self.late_s else 0.0
         if late_s > 0:
-            heapq.heappush(
-                self._waiting, (time.monotonic() + late_s, len(self._waiting), frame)
-            )
+            heapq.heappush(self._waiting, (time.monotonic() + late_s, len(self._waiting), frame))
         else:
             os.write(self.master, frame)
 
@@ -161,5 +159,3 @@ def servos() -> Iterator[FakeServos]:
     fake = FakeServos()
     yield fake
     fake.unplug()
-
-

@@ -69,7 +69,9 @@ def test_known_bytes_of_the_protocol_manual():
 @given(
     st.integers(0, 200),
     st.dictionaries(
-        st.integers(0, packet.MAX_SERVO_ID), st.binary(min_size=2, max_size=2), min_size=1,
+        st.integers(0, packet.MAX_SERVO_ID),
+        st.binary(min_size=2, max_size=2),
+        min_size=1,
         max_size=20,
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agent.client import AgentClient
-from agent.errors import AgentClientError
+from agent.errors import AgentClientError, RequestFailed
 
 HERE = Path(__file__).parent
 CONFIG = """\
@@ -177,6 +181,19 @@ class Site:
         path = self.state_dir / "log" / f"{name}.log"
         return path.read_text() if path.exists() else ""
 
+    def keep_calibration(self, folder: Path) -> None:
+        """Copy what the arms' EEPROM and the agent's files hold of the calibration."""
+        shutil.copytree(self.state_dir / "calibration", folder / "calibration")
+        (folder / "twin").mkdir()
+        for path in (self.folder / "twin").glob("*.json"):
+            if path.name != "twin.json":
+                shutil.copy(path, folder / "twin" / path.name)
+
+    def use_calibration(self, folder: Path) -> None:
+        """Begin with arms that were calibrated before."""
+        shutil.copytree(folder / "calibration", self.state_dir / "calibration")
+        shutil.copytree(folder / "twin", self.folder / "twin")
+
     def close(self) -> None:
         """End all that was started, the agent first."""
         for process in reversed(self._processes):
@@ -190,3 +207,91 @@ class Site:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         self._processes.append(process)
         return process
+
+
+TASK = "Pick up the red cube"
+REST_TOLERANCE_RAD = 0.15
+_calibrated: list[Path] = []  # once a run: calibrating takes half a minute
+
+
+def calibrated_site(folder: Path) -> tuple[Site, Person]:
+    """A twin whose arms an agent has calibrated, in this run or just now; no agent runs."""
+    site = Site(folder)
+    try:
+        if _calibrated:
+            site.use_calibration(_calibrated[0])
+            person = site.start_twin()
+            site.write_config()
+            return site, person
+        person = site.start_twin()
+        site.write_config()
+        with site.start_agent() as client:
+            site.calibrate(person, client)
+        assert site.stop_agent() == 0
+        kept = folder / "kept"
+        kept.mkdir()
+        site.keep_calibration(kept)
+        _calibrated.append(kept)
+    except BaseException:
+        site.close()
+        raise
+    return site, person
+
+
+def prepare(site: Site, person: Person) -> None:
+    """No faults, both arms at rest, the cube on the table, an empty state folder."""
+    person.ask("clear_faults")
+    person.ask("fault", arm="follower", kind="replug")
+    person.ask("rest")
+    person.ask("place", object="cube", x_m=0.2, y_m=0.04, yaw_rad=0.0)
+    for name in ("journal", "log", "run"):
+        shutil.rmtree(site.state_dir / name, ignore_errors=True)
+    site.write_config()
+
+
+def seen(client: AgentClient) -> bool:
+    """True once the tracker has a place for the cube."""
+    return client.status()["control"]["environment"].get("cube.x_m") is not None
+
+
+def wait_ready(client: AgentClient) -> None:
+    """Arms connected, cube in sight."""
+    wait_for("readiness", lambda: client.status()["ready"])
+    wait_for("sight of the cube", lambda: seen(client))
+
+
+def try_reset(client: AgentClient) -> bool:
+    """True when the agent left its fault."""
+    try:
+        client.reset()
+    except RequestFailed:
+        return False
+    return True
+
+
+def torque(person: Person) -> list[bool]:
+    """Of the follower's six servos, as the servos see it."""
+    return list(person.ask("truth")["torque"]["follower"])
+
+
+def follower_rad(person: Person) -> NDArray[np.float64]:
+    """The follower's joints, radians [6]."""
+    return np.array(person.ask("truth")["joints_rad"]["follower"])
+
+
+def at_rest(site: Site, person: Person) -> bool:
+    """True when the follower lies in its park pose."""
+    off = np.abs(follower_rad(person) - site.twin["rest_joints_rad"])
+    return bool(off.max() < REST_TOLERANCE_RAD)
+
+
+def lead_away(person: Person) -> None:
+    """The person takes the leader out of the rest pose; a follower in teleoperation follows."""
+    person.ask("hand", arm="leader", joints_rad=[0.3, -1.2, 1.0, 1.2, 0.2, 0.6])
+
+
+def record_one(client: AgentClient, seconds: float = 0.6) -> dict[str, Any]:
+    """A short episode; teleoperation stays on."""
+    client.record_start(TASK)
+    time.sleep(seconds)
+    return client.record_finish()

@@ -112,6 +112,30 @@ def test_a_port_without_servos_says_how_many_were_found(site: Site) -> None:
         os.close(master)
 
 
+def test_an_uncalibrated_arm_allows_only_calibration(site: Site) -> None:
+    person = site.start_twin()
+    site.write_config()
+    with site.start_agent() as client:
+        line = first_fault(client, "not calibrated")
+        assert line.startswith("follower is not calibrated") and "armada setup calibrate" in line
+        for refused in (client.teleop_start, client.park, lambda: client.record_start("task")):
+            with pytest.raises(RequestFailed, match="not calibrated"):
+                refused()
+            assert client.status()["state"] == "idle"
+        with pytest.raises(RequestFailed, match="begins with the step homing"):
+            client.calibrate("follower", "range_start")
+        assert set(client.calibrate("follower", "homing")["homing_offsets"]) >= {"elbow_flex"}
+        with pytest.raises(RequestFailed, match="the follower is being calibrated"):
+            client.calibrate("leader", "homing")
+        client.calibrate("follower", "range_start")
+        with pytest.raises(RequestFailed, match=r"hardly moved: move every joint"):
+            client.calibrate("follower", "range_finish")
+        assert client.status()["control"]["calibration"]["arm"] == "follower"
+        assert not (site.state_dir / "calibration").exists()
+    person.close()
+    assert site.stop_agent() == 0
+
+
 def test_an_unknown_key_is_one_line_and_exit_2(site: Site) -> None:
     write_config(site, "/dev/x", extra="[control]\nfsp = 30\n")
     for arguments in (["agent", "run"], ["status"], ["doctor"]):

@@ -19,6 +19,7 @@ import pytest
 from lerobot.motors import motors_bus
 from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
 from lerobot.teleoperators.so_leader import SO101Leader, SO101LeaderConfig
+from numpy.typing import NDArray
 
 pytestmark = pytest.mark.system
 
@@ -48,9 +49,9 @@ class Twin:
         return answer
 
 
-@pytest.fixture
-def twin(tmp_path: Path) -> Iterator[Twin]:
-    running = Twin(tmp_path / "twin")
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
+    running = Twin(tmp_path_factory.mktemp("t") / "twin")
     yield running
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(30) == 0
@@ -83,16 +84,16 @@ class Person:
         return not self._sweep.is_alive()
 
 
-def expected_degrees(info: dict[str, Any], angles_rad: list[float]) -> np.ndarray:
+def expected_degrees(info: dict[str, Any], angles_rad: list[float]) -> NDArray[np.float64]:
     """What a calibrated arm reads at these angles: degrees from the middle, gripper 0..100."""
     ranges = np.array(info["joint_range_rad"])
-    degrees = np.degrees(np.array(angles_rad) - ranges.mean(axis=1))
+    degrees: NDArray[np.float64] = np.degrees(np.array(angles_rad) - ranges.mean(axis=1))
     low, high = ranges[5]
     degrees[5] = 100 * (angles_rad[5] - low) / (high - low)
     return degrees
 
 
-def reading(values: dict[str, float]) -> np.ndarray:
+def reading(values: dict[str, float]) -> NDArray[np.float64]:
     return np.array([values[f"{joint}.pos"] for joint in JOINTS])
 
 

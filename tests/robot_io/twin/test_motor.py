@@ -104,7 +104,7 @@ def test_torque_on_begins_where_the_joint_stands_whatever_the_stale_goal() -> No
 def test_a_motor_without_torque_has_no_set_point_of_its_own() -> None:
     profile = Profile()
     profile.command(commands(TORQUE_ENABLE=0), np.zeros(N_JOINTS), CENTRE)
-    moved = np.linspace(-1, 1, N_JOINTS)
+    moved: Float = np.linspace(-1.0, 1.0, N_JOINTS, dtype=np.float64)
     np.testing.assert_array_equal(profile.step(DT_S, moved), moved)
 
 

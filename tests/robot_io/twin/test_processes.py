@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 
 from robot_io.sts3215 import REGISTERS, ServoError
 from robot_io.tracker import BlobTracker, TrackerConfig
@@ -191,11 +192,12 @@ def test_a_senseless_request_gets_one_line_that_says_what_is_possible(
     assert "\n" not in answer["error"]
 
 
-def picture(twin: Any) -> np.ndarray:
+def picture(twin: Any) -> NDArray[np.uint8]:
     url = twin.info["cameras"]["overhead"]["url"].replace(".mjpg", ".jpg")
     with urllib.request.urlopen(url, timeout=5) as answer:
         data = np.frombuffer(answer.read(), np.uint8)
-    return np.asarray(cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+    image = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return np.asarray(image, np.uint8)
 
 
 def test_the_camera_and_its_homography_find_the_cube_within_three_millimetres(twin: Any) -> None:

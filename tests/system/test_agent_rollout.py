@@ -1,0 +1,154 @@
+"""A policy drives the twin's arm through the agent: armed, run, stopped, faulted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "agent" / "rollout"))
+from agent_site import (
+    TASK,
+    Person,
+    Site,
+    at_rest,
+    calibrated_site,
+    prepare,
+    torque,
+    try_reset,
+    wait_for,
+    wait_ready,
+)
+from tiny_policy import write_policy
+
+from agent.client import AgentClient
+from agent.errors import RequestFailed
+from agent.recording.journal import EpisodeReader
+from agent.rollout.store import PolicyStore
+
+pytestmark = pytest.mark.system
+
+Robot = tuple[Site, Person, AgentClient]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Person]]:
+    site, person = calibrated_site(tmp_path_factory.mktemp("robot"))
+    yield site, person
+    person.close()
+    site.close()
+
+
+@pytest.fixture
+def robot(calibrated: tuple[Site, Person]) -> Iterator[Robot]:
+    """An agent with inference, and release 1 active: a policy that drifts slowly."""
+    site, person = calibrated
+    prepare(site, person)
+    policies = site.state_dir / "policies"
+    shutil.rmtree(policies, ignore_errors=True)
+    store = PolicyStore(policies)
+    staged = store.stage()
+    write_policy(staged)
+    store.install(staged, 1)
+    store.activate(1)
+    try:
+        with site.start_agent("control,inference") as client:
+            wait_ready(client)
+            yield site, person, client
+    finally:
+        site.end_agent()
+
+
+def wait_over(client: AgentClient) -> dict[str, object]:
+    wait_for("the end of the episode", lambda: not client.status()["rollout"]["running"], 60.0)
+    rollout: dict[str, object] = client.status()["rollout"]
+    return rollout
+
+
+def test_an_episode_runs_its_time_and_ends_parked(robot: Robot) -> None:
+    site, person, client = robot
+    armed = client.rollout_arm("active")
+    assert (armed["version"], armed["chunk_size"], armed["fps"]) == (1, 20, 30)
+    status = client.status()
+    assert status["state"] == "rollout" and status["policy"] == 1
+    assert torque(person) == [False] * 6  # armed is not yet energised
+    client.rollout_start(1.5, TASK)
+    wait_for("torque", lambda: torque(person) == [True] * 6)
+    with pytest.raises(RequestFailed, match="already running"):
+        client.rollout_start(1.0)
+    with pytest.raises(RequestFailed, match="swapped between episodes"):
+        client.rollout_arm("active")
+    rollout = wait_over(client)
+    assert rollout["outcome"] == "ran its time"
+    assert 30 <= int(str(rollout["ticks"])) <= 47
+    assert client.status()["state"] == "rollout"
+    assert torque(person) == [False] * 6
+    assert at_rest(site, person)
+    assert not list((site.state_dir / "journal").glob("*.mcap"))  # not asked for
+
+    client.rollout_start(0.5)  # a second episode of the same policy
+    wait_over(client)
+    client.rollout_disarm()
+    status = client.status()
+    assert status["state"] == "idle"
+    wait_for("inference to end", lambda: client.status()["processes"]["inference"]["pid"] is None)
+
+
+def test_a_rollout_is_stopped_by_the_operator_and_may_be_recorded(robot: Robot) -> None:
+    site, person, client = robot
+    client.rollout_arm("1")
+    client.rollout_start(30.0, TASK, record=True)
+    time.sleep(1.0)
+    client.rollout_stop()
+    assert client.status()["rollout"]["outcome"] == "stopped by the operator"
+    assert at_rest(site, person)
+    wait_for("the episode", lambda: client.status()["recording"]["episodes"] == 1)
+    [path] = (site.state_dir / "journal").glob("*.mcap")
+    reader = EpisodeReader(path)
+    assert reader.meta.task == TASK
+    assert reader.end is not None and reader.end.frames > 10
+    client.park()  # disarms
+    assert client.status()["state"] == "idle"
+
+
+def test_inference_that_dies_is_held_then_a_fault_and_reset_parks(robot: Robot) -> None:
+    site, person, client = robot
+    client.rollout_arm("active")
+    client.rollout_start(30.0)
+    wait_for("ticks", lambda: client.status()["rollout"]["ticks"] > 10)
+    pid = client.status()["processes"]["inference"]["pid"]
+    os.kill(pid, signal.SIGSTOP)  # it hangs: worse than dead
+    wait_for("the fault", lambda: client.status()["state"] == "fault")
+    os.kill(pid, signal.SIGKILL)
+    status = client.status()
+    assert "no action from the policy" in status["faults"][0]
+    assert status["rollout"]["outcome"].startswith("fault: ")
+    assert not status["rollout"]["running"]
+    assert torque(person) == [True] * 6
+    with pytest.raises(RequestFailed, match="in fault"):
+        client.rollout_start(1.0)
+    assert try_reset(client)
+    assert at_rest(site, person)
+    client.rollout_arm("active")  # with another inference process
+    client.rollout_start(0.3)
+    assert wait_over(client)["outcome"] == "ran its time"
+
+
+def test_a_policy_that_is_not_there_or_damaged_is_refused_and_idle_again(robot: Robot) -> None:
+    site, _, client = robot
+    with pytest.raises(RequestFailed, match="no policy '7'"):
+        client.rollout_arm("7")
+    assert client.status()["state"] == "idle"
+    onnx = site.state_dir / "policies" / "1" / "policy.onnx"
+    onnx.write_bytes(onnx.read_bytes()[:-1] + b"x")
+    with pytest.raises(RequestFailed, match=r"policy\.onnx"):
+        client.rollout_arm("active")
+    assert client.status()["state"] == "idle"
+    assert client.status()["training_allowed"]
