@@ -9,9 +9,18 @@ closes without a round. One Flower round runs at a time. Evaluation and export g
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from coordinator.actions import (
+    INSTALL_S,
+    Action,
+    Announce,
+    BuildBase,
+    BuiltBase,
+    ExportRelease,
+    Note,
+    RunRound,
+)
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import judge
 from coordinator.members import Roster
@@ -35,60 +44,8 @@ RETRY_S = 5.0
 INSTALL_RETRY_S = 20.0
 # Between two windows at the least: robots that decline must not make a busy loop.
 WINDOW_PAUSE_S = 1.0
-# Pushing a base to robots that answer must not hold up the next window for long.
-INSTALL_S = 20.0
 # Time for statuses to say that a base arrived, before a robot counts as having missed it.
 SETTLE_S = 6.0
-
-
-@dataclass(frozen=True)
-class RunRound:
-    """Run one Flower round over `members`; `seconds` is what it may take."""
-
-    kind: Literal["statistics", "install", "train"]
-    round: int
-    members: tuple[str, ...]
-    seconds: float
-    window_id: str | None = None
-
-
-@dataclass(frozen=True)
-class BuildBase:
-    """Merge the sketches, build the normaliser and base 0."""
-
-
-@dataclass(frozen=True)
-class Announce:
-    """Say the present window, open or closed, to the fleet."""
-
-    window: WindowRecord
-    closed: bool
-
-
-@dataclass(frozen=True)
-class ExportRelease:
-    """Export, check and publish the state's `export`."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """One entry for the audit log."""
-
-    kind: str
-    fields: dict[str, Any] = field(default_factory=dict)
-
-
-Action = RunRound | BuildBase | Announce | ExportRelease | Note
-
-
-@dataclass(frozen=True)
-class BuiltBase:
-    """What the build job made."""
-
-    base: Base
-    spec: dict[str, Any]
-    normalizer: dict[str, Any]
-    normalizer_digest: str
 
 
 class Campaign:

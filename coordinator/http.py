@@ -126,6 +126,8 @@ class HttpsServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(self._address)
+            # Listening now, so that a second server finds the port taken and a client waits.
+            listener.listen()
         except OSError as error:
             listener.close()
             raise CoordinatorError(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coordinator.campaign import INSTALL_S, RunRound
+from coordinator.actions import INSTALL_S, RunRound
 from coordinator.config import CoordinatorConfig
 from coordinator.federation.driver import Member, RoundOrder, RoundResult, StrategyConfig
 from coordinator.state import Base, CampaignState, RoundSummary

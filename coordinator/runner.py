@@ -16,40 +16,47 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from coordinator.audit import AuditLog, verify
-from coordinator.campaign import (
+from coordinator.actions import (
     Action,
     Announce,
     BuildBase,
-    BuiltBase,
-    Campaign,
     ExportRelease,
     Note,
     RunRound,
 )
-from coordinator.config import CoordinatorConfig, policy_spec
+from coordinator.audit import AuditLog, verify
+from coordinator.campaign import Campaign
+from coordinator.config import CoordinatorConfig
 from coordinator.enrolment import Layout, enrolled_agents
-from coordinator.errors import ConfigError, CoordinatorError, ExportFailed
-from coordinator.federation.driver import Member, RoundDriver
+from coordinator.errors import CoordinatorError
+from coordinator.federation.driver import Member, RoundDriver, RoundOrder
 from coordinator.federation.errors import FederationError
 from coordinator.federation.superlink import LOOPBACK, superlink_access
 from coordinator.http import HttpsServer, make_app
-from coordinator.jobs import BUILD_MODULE, EXPORT_MODULE, JobRunner
+from coordinator.jobs import JobRunner
 from coordinator.mqtt import CLOSED_WINDOW_LIFETIME_S, FleetLink, FromAgent
+from coordinator.publishing import build_base, export_release
 from coordinator.releases import ReleaseShelf
-from coordinator.rounds import base_path, make_order, read_result
+from coordinator.rounds import make_order, read_result
 from coordinator.snapshot import make_snapshot
 from coordinator.state import (
     Base,
     CampaignState,
     Export,
-    ReleaseRecord,
     RoundSummary,
     WindowRecord,
     load_state,
     save_state,
 )
-from protocol.messages import AgentEvent, AgentStatus, Answer, Command, ReleaseNotice, Window
+from protocol.messages import (
+    AgentEvent,
+    AgentStatus,
+    Answer,
+    Command,
+    Features,
+    ReleaseNotice,
+    Window,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -171,12 +178,19 @@ class Coordinator:
             case Note(kind="released"):
                 self._say_release()
             case RunRound():
-                self._submit(self._round_thread, self._run_round, action)
+                members = self._members(action.members)
+                order = make_order(self._config, self.state, action, members, self._state_folder)
+                self._submit(self._round_thread, self._run_round, action, order)
             case BuildBase():
-                self._submit(self._job_thread, self._build, dict(self.state.sketches))
+                features = self.state.features
+                if features is not None:
+                    sketches = dict(self.state.sketches)
+                    self._submit(self._job_thread, self._build, features, sketches)
             case ExportRelease():
-                if self.state.export is not None:
-                    self._submit(self._job_thread, self._export, self.state.export.model_copy())
+                export = self.state.export
+                if export is not None:
+                    state = self.state.model_copy(deep=True)
+                    self._submit(self._job_thread, self._export, state, export)
             case Announce(window, closed):
                 self._announced = (window.model_copy(), closed)
                 self._say_window(now)
@@ -314,11 +328,10 @@ class Coordinator:
         if not self._superlink_listens():
             return
         self._registering = True
-        members = [
-            Member(agent_id=agent.agent_id, public_key=agent.public_key)
-            for agent in self._agents.values()
-        ]
-        self._submit(self._round_thread, self._register_members, members)
+        self._submit(self._round_thread, self._register_members, self._members(tuple(self._agents)))
+
+    def _members(self, names: tuple[str, ...]) -> list[Member]:
+        return [Member(agent_id=name, public_key=self._agents[name].public_key) for name in names]
 
     def _superlink_listens(self) -> bool:
         """A cheap look before a process is started for it."""
@@ -354,22 +367,20 @@ class Coordinator:
 
     # --- rounds and jobs, each on its own thread ---
 
-    def _run_round(self, action: RunRound) -> None:
-        members = [
-            Member(agent_id=agent_id, public_key=self._agents[agent_id].public_key)
-            for agent_id in action.members
-        ]
-        order = make_order(self._config, self.state, action, members, self._state_folder)
+    def _run_round(self, action: RunRound, order: RoundOrder) -> None:
+        base: Base | None = None
+        sketches: dict[str, dict[str, Any]] = {}
         try:
             result = self._driver.run_round(order)
             summary, base = read_result(action, result, self._state_folder)
             sketches = dict(result.sketches)
         except (OSError, CoordinatorError) as error:
-            members_named = list(action.members)
             summary = RoundSummary(
-                round=action.round, kind=action.kind, members=members_named, error=str(error)
+                round=action.round,
+                kind=action.kind,
+                members=list(action.members),
+                error=str(error),
             )
-            base, sketches = None, {}
         self._post(lambda: self._on_round(action, summary, base, sketches))
 
     def _on_round(
@@ -390,69 +401,14 @@ class Coordinator:
                 self._prune_bases()
                 return actions
 
-    def _build(self, sketches: dict[str, dict[str, Any]]) -> None:
-        built: BuiltBase | str
-        try:
-            features = self.state.features
-            if features is None:
-                raise ExportFailed("no features are agreed on")
-            spec = policy_spec(self._config, features).to_json()
-            weights = base_path(self._state_folder, 0)
-            made = self._jobs.run(
-                BUILD_MODULE,
-                {
-                    "sketches": sketches,
-                    "spec": spec,
-                    "seed": self._config.campaign.seed,
-                    "weights": str(weights),
-                },
-            )
-            built = BuiltBase(
-                Base(
-                    round=0,
-                    digest=made["digest"],
-                    weights=str(weights.relative_to(self._state_folder)),
-                ),
-                spec,
-                made["normalizer"],
-                made["normalizer_digest"],
-            )
-        except (ExportFailed, ConfigError, OSError, KeyError) as error:
-            built = str(error)
+    def _build(self, features: Features, sketches: dict[str, dict[str, Any]]) -> None:
+        built = build_base(self._jobs, self._config, features, sketches, self._state_folder)
         self._post(lambda: self._campaign.on_built(built, self._wall()))
 
-    def _export(self, export: Export) -> None:
-        done: ReleaseRecord | str
-        try:
-            part = self._shelf.begin(export.version)
-            now = self._wall()
-            result = self._jobs.run(
-                EXPORT_MODULE,
-                {
-                    "weights": str(base_path(self._state_folder, export.candidate.round)),
-                    "spec": self.state.spec,
-                    "normalizer": self.state.normalizer,
-                    "folder": str(part),
-                    "version": export.version,
-                    "round": export.candidate.round,
-                    "base_digest": export.candidate.digest,
-                    "evaluation": export.evaluation.model_dump(mode="json"),
-                    "contributors": self.state.contributors,
-                    "created_unix_s": now,
-                },
-            )
-            self._shelf.publish(part, export.version)
-            done = ReleaseRecord(
-                version=export.version,
-                round=export.candidate.round,
-                base_digest=export.candidate.digest,
-                manifest_digest=result["manifest_digest"],
-                contributors=list(self.state.contributors),
-                evaluation=export.evaluation,
-                published_unix_s=now,
-            )
-        except (ExportFailed, OSError, KeyError) as error:
-            done = str(error)
+    def _export(self, state: CampaignState, export: Export) -> None:
+        done = export_release(
+            self._jobs, self._shelf, state, export, self._state_folder, self._wall()
+        )
         self._post(lambda: self._campaign.on_exported(done, self._wall()))
 
     def _prune_bases(self) -> None:

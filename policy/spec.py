@@ -50,16 +50,16 @@ class PolicySpec(BaseModel):
     dim_model: int = Field(default=64, gt=0)
     n_heads: int = Field(default=4, gt=0)
     dim_feedforward: int = Field(default=128, gt=0)
-    n_encoder_layers: int = Field(default=2, gt=0)
+    n_encoder_layers: int = Field(default=1, gt=0)
     n_decoder_layers: int = Field(default=1, gt=0)
     use_vae: bool = False
     n_vae_encoder_layers: int = Field(default=2, gt=0)
     latent_dim: int = Field(default=8, gt=0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
-    learning_rate: float = Field(default=1e-3, gt=0.0)
+    learning_rate: float = Field(default=3e-4, gt=0.0)
     weight_decay: float = Field(default=1e-4, ge=0.0)
-    batch_size: int = Field(default=64, gt=0)
+    batch_size: int = Field(default=32, gt=0)
 
     @model_validator(mode="after")
     def _is_buildable(self) -> Self:

@@ -136,7 +136,7 @@ class Camera:
         with self._changed:
             source = self._source
         if isinstance(source, _StreamSource):
-            source.close()
+            source.interrupt()
         thread.join(self.config.stall_s + 1.0)
         with self._changed:
             self._frame, self._fault = None, "it is closed"
@@ -228,6 +228,9 @@ class _StreamSource:
         if image is None:
             raise BadImage("it sent a picture that is no JPEG")
         return np.asarray(image, np.uint8), jpeg, t_captured_s
+
+    def interrupt(self) -> None:
+        self._stream.interrupt()
 
     def close(self) -> None:
         self._stream.close()

@@ -39,6 +39,8 @@ class HealthLimits:
     current_fault_ma: float = 3200.0
     # Bits that a servo sets while it still does what it is told.
     harmless_errors: ServoError = field(default=ServoError.ANGLE)
+    # A gripper that squeezes for two seconds has been set to limit itself (Overload_Torque).
+    harmless_gripper_errors: ServoError = field(default=ServoError.ANGLE | ServoError.OVERLOAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,14 @@ def judge(reading: ArmReading, limits: HealthLimits = DEFAULT_LIMITS) -> Verdict
     """Judge temperature, voltage, load, current and error bits of all six servos."""
     findings: list[tuple[Level, str]] = []
     for i, joint in enumerate(JOINTS):
+        gripper = joint == "gripper"
         found = _judge_joint(
             float(reading.temperature_c[i]),
             float(reading.voltage_v[i]),
             abs(float(reading.load[i])),
             abs(float(reading.current_ma[i])),
             reading.errors[i],
+            limits.harmless_gripper_errors if gripper else limits.harmless_errors,
             limits,
         )
         findings += [(level, f"{joint}: {reason}") for level, reason in found]
@@ -76,11 +80,12 @@ def _judge_joint(
     load_percent: float,
     current_ma: float,
     errors: ServoError,
+    harmless: ServoError,
     limits: HealthLimits,
 ) -> list[tuple[Level, str]]:
     found = []
     for bit in errors:
-        level = Level.WARN if bit in limits.harmless_errors else Level.FAULT
+        level = Level.WARN if bit in harmless else Level.FAULT
         found.append((level, f"servo reports {', '.join(bit.words())}"))
     if unknown := int(errors) & ~int(~ServoError.NONE):
         found.append((Level.WARN, f"servo reports unknown error bits 0x{unknown:02x}"))

@@ -157,12 +157,14 @@ class MjpegStream:
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
 
-    def close(self) -> None:
-        """Close the connection; a `read` in another thread ends."""
-        if self._socket is not None:
-            # The other side may have been faster.
-            with contextlib.suppress(OSError):
+    def interrupt(self) -> None:
+        """From another thread: a `read` in progress, and every later one, ends at once."""
+        # The other side may have been faster.
+        with contextlib.suppress(OSError):
+            if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket = None
+
+    def close(self) -> None:
+        """Close the connection, in the thread that reads."""
         self._response.close()
         self._connection.close()

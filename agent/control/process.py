@@ -52,7 +52,7 @@ class ControlProcess:
         self._closing = threading.Event()
         self._outbox: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="command")
-        self._channel = PolicyChannel(config.inference_socket)
+        self._channel = PolicyChannel(config.inference_socket, config.control.realtime_priority)
         self._policy = PolicySource.from_config(config, self._channel)
         self._recording = Recording(config, lambda: self._conductor.pacer.missed)
         self._conductor = Conductor(

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import NoReturn
 
 import flwr
@@ -46,6 +47,7 @@ if flwr.__version__ != FLWR_VERSION:
 ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
 PR_SET_PDEATHSIG = 1
 POLL_PERIOD_S = 0.25
+PULL_PERIOD_S = 1.0
 MAX_TASK_S = 86_400.0
 FAILED_REPLY = "the client app failed; its log on the robot says why"
 
@@ -60,8 +62,13 @@ def die_with_parent() -> None:
 
 def run_supernode(arguments: Sequence[str]) -> None:
     """Be Flower's SuperNode: its own command, in this process, until it ends."""
-    from flwr.supernode.cli.flower_supernode import flower_supernode  # heavy; not for the client
+    from flwr.supernode import start_client_internal  # heavy; not for the client
+    from flwr.supernode.cli.flower_supernode import flower_supernode
 
+    # Flower asks for messages every 3 s and has no option for it; a round waits for two of them.
+    start_client_internal.time = SimpleNamespace(
+        **{**vars(time), "sleep": lambda pause_s: time.sleep(min(pause_s, PULL_PERIOD_S))}
+    )
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
 

@@ -6,10 +6,7 @@ wrong outside (no broker, a wrong CA, no SuperLink) is one line in the status; t
 """
 
 import argparse
-import contextlib
 import logging
-import os
-import select
 import shutil
 import signal
 import socket
@@ -30,6 +27,7 @@ from agent.federation.mqtt import AgentLink
 from agent.federation.releases import ReleaseWorker
 from agent.federation.supernode import SuperNode, SuperNodeStatus
 from agent.federation.training_view import TrainingView
+from agent.federation.wake import Wake
 from agent.link import ChildLink
 from agent.rollout.errors import RolloutError
 from agent.rollout.store import PolicyStore
@@ -55,32 +53,6 @@ LOOK_PERIOD_S = 0.5
 SUPERNODE_PERIOD_S = 1.0
 PROBE_S = 1.0
 BUNDLE_RETRY_S = 5.0
-
-
-class Wake:
-    """Ends the main thread's sleep from any thread or signal handler."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
-        os.set_blocking(self._write, False)
-
-    def __call__(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # a full pipe: it is awake already
-            os.write(self._write, b"\0")
-
-    def wait(self, other_fd: int, timeout_s: float) -> None:
-        """Sleep until woken, until `other_fd` (if not -1) has something, or `timeout_s`."""
-        poller = select.poll()
-        poller.register(self._read, select.POLLIN)
-        if other_fd >= 0:
-            poller.register(other_fd, select.POLLIN)
-        poller.poll(max(0.0, timeout_s) * 1000.0)
-        try:
-            while os.read(self._read, 4096):
-                pass
-        except BlockingIOError:
-            return
 
 
 class Federation:

@@ -1,15 +1,15 @@
 """The coordinator's machine in the local fleet: own CA, mosquitto, SuperLink, coordinator."""
 
-import json
-import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+import tomllib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from coordinator.operator import OperatorClient
 from deploy.local_fleet.errors import LocalFleetError
@@ -78,24 +78,8 @@ class CoordinatorSite:
 
 
 def with_settings(toml: str, settings: dict[str, dict[str, Any]]) -> str:
-    """Replace values in a generated configuration, table by table; a key must exist there.
-
-    Raises:
-        LocalFleetError: the configuration has no such table or key.
-    """
-    lines = toml.splitlines()
+    """Set values in a configuration, table by table; its owner checks the keys."""
+    document = tomllib.loads(toml)
     for table, values in settings.items():
-        start = _index(lines, f"[{table}]", 0, len(lines))
-        later_tables = (i for i in range(start + 1, len(lines)) if lines[i].startswith("["))
-        end = next(later_tables, len(lines))
-        for key, value in values.items():
-            lines[_index(lines, key, start, end)] = f"{key} = {json.dumps(value)}"
-    return "\n".join(lines) + "\n"
-
-
-def _index(lines: Sequence[str], what: str, start: int, end: int) -> int:
-    pattern = re.compile(rf"^#?\s*{re.escape(what)}\s*(=|$)")
-    for index in range(start, end):
-        if pattern.match(lines[index]):
-            return index
-    raise LocalFleetError(f"the coordinator's configuration has no {what}")
+        document.setdefault(table, {}).update(values)
+    return tomli_w.dumps(document)

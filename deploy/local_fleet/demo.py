@@ -31,12 +31,12 @@ POLICY = {
     "dim_model": 128,
     "n_heads": 4,
     "dim_feedforward": 256,
-    "n_encoder_layers": 2,
+    "n_encoder_layers": 1,
     "n_decoder_layers": 1,
     "use_vae": False,
     "dropout": 0.0,
-    "learning_rate": 1e-3,
-    "batch_size": 64,
+    "learning_rate": 3e-4,
+    "batch_size": 32,
 }
 
 
@@ -46,8 +46,8 @@ class DemoSettings:
 
     robots: int = 3
     episodes: int = 16
-    rounds: int = 6
-    steps_per_round: int = 350
+    rounds: int = 16
+    steps_per_round: int = 100
     trials_per_sector: int = 2
     trial_s: float = 6.0
     seed: int = 7
@@ -64,7 +64,9 @@ class DemoSettings:
                 "rounds": self.rounds,
                 "min_agents": self.robots,
                 "min_episodes": max(2, self.episodes - 2),
-                "join_s": 1.5,
+                "strategy": "fedavgm",
+                "strategy_params": {"server_learning_rate": 1.5, "server_momentum": 0.0},
+                "join_s": 1.0,
                 "close_s": 40.0,
                 "interval_s": 40.0,
                 "gather_s": 20.0,

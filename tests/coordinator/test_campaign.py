@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from coordinator.campaign import (
+from coordinator.actions import (
     Action,
     Announce,
     BuildBase,
     BuiltBase,
-    Campaign,
     ExportRelease,
     Note,
     RunRound,
 )
+from coordinator.campaign import Campaign
 from coordinator.config import CoordinatorConfig
 from coordinator.state import (
     Base,

@@ -101,9 +101,15 @@ def test_without_a_certificate_there_is_no_connection(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/releases/1/secret.txt", "/v1/releases/2/policy.onnx", "/v1/releases/1/..%2f..%2fca%2fca.key",
-     "/v1/releases/1/%2e%2e", "/v1/releases/x/policy.onnx", "/v1/releases/.part-2/policy.onnx"],
-)  # fmt: skip
+    [
+        "/v1/releases/1/secret.txt",
+        "/v1/releases/2/policy.onnx",
+        "/v1/releases/1/..%2f..%2fca%2fca.key",
+        "/v1/releases/1/%2e%2e",
+        "/v1/releases/x/policy.onnx",
+        "/v1/releases/.part-2/policy.onnx",
+    ],
+)
 def test_nothing_but_what_a_manifest_names_is_served(site: Site, path: str) -> None:
     (site.shelf.begin(2) / "policy.onnx").write_bytes(b"half")
     with site.client("arm-1") as client:

@@ -38,6 +38,7 @@ def tiny_spec(**fields: object) -> PolicySpec:
         "dim_feedforward": 32,
         "n_encoder_layers": 1,
         "latent_dim": 4,
+        "learning_rate": 1e-3,
         "batch_size": 16,
     }
     return PolicySpec.model_validate(values | fields)

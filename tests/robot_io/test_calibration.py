@@ -131,7 +131,7 @@ def test_missing_file_means_not_calibrated(tmp_path):
 def test_a_file_that_is_none_is_refused_with_its_name(tmp_path, text):
     path = tmp_path / "arm.json"
     path.write_text(text)
-    with pytest.raises(BadCalibration, match="arm.json"):
+    with pytest.raises(BadCalibration, match=r"arm\.json"):
         Calibration.load(path)
 
 
@@ -175,7 +175,7 @@ def test_missing_and_unknown_joints_are_named(tmp_path):
             }
         )
     )
-    with pytest.raises(BadCalibration, match="1.5 is no whole number"):
+    with pytest.raises(BadCalibration, match=r"1\.5 is no whole number"):
         Calibration.load(path)
 
 

@@ -189,7 +189,7 @@ def test_an_address_without_a_stream_is_said(server):
 
 def test_frames_of_another_size_are_refused_with_both_sizes(server):
     server.picture = jpeg(1, width=64)
-    with pytest.raises(CameraGone, match="64x24.*32x24"):
+    with pytest.raises(CameraGone, match=r"64x24.*32x24"):
         Camera(config(server)).open(timeout_s=0.7)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,14 @@ def test_warnings_do_not_stop_the_arm():
         {"error": 0x40},
     ):
         assert judge(reading(**values)).level == Level.WARN, values
+
+
+def test_a_gripper_that_limits_its_own_squeeze_does_not_stop_the_arm():
+    squeezing = reading()
+    errors = (*[ServoError.NONE] * 5, ServoError.OVERLOAD)
+    verdict = judge(replace(squeezing, errors=errors))
+    assert verdict.level == Level.WARN
+    assert verdict.reasons[0].startswith("gripper: servo reports overloaded")
 
 
 def test_the_worst_reason_comes_first():

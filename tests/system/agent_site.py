@@ -238,15 +238,43 @@ def calibrated_site(folder: Path) -> tuple[Site, Person]:
     return site, person
 
 
-def prepare(site: Site, person: Person) -> None:
-    """No faults, both arms at rest, the cube on the table, an empty state folder."""
+def settle(site: Site, person: Person) -> None:
+    """No faults, the leader at rest, the cube on the table."""
     person.ask("clear_faults")
-    person.ask("fault", arm="follower", kind="replug")
+    for arm in ("follower", "leader"):
+        person.ask("fault", arm=arm, kind="replug")
     person.ask("rest")
     person.ask("place", object="cube", x_m=0.2, y_m=0.04, yaw_rad=0.0)
+
+
+def prepare(site: Site, person: Person) -> None:
+    """No agent, all as `settle` has it, the state folder empty but for the calibration."""
+    site.end_agent()
+    settle(site, person)
     for name in ("journal", "log", "run"):
         shutil.rmtree(site.state_dir / name, ignore_errors=True)
     site.write_config()
+
+
+def ready_robot(site: Site, person: Person) -> AgentClient:
+    """A robot that is idle and ready; the last test's agent if it can be brought to that."""
+    if site.agent is not None and site.agent.poll() is None:
+        settle(site, person)
+        client = AgentClient(site.state_dir / "run" / "agent.sock")
+        try:
+            if client.status()["state"] in ("teleop", "rollout"):
+                client.park()
+            wait_for("the reset", lambda: try_reset(client), 10.0)
+            wait_for("no faults", lambda: client.status()["faults"] == [], 10.0)
+            wait_ready(client)
+        except (AgentClientError, AssertionError):
+            client.close()
+        else:
+            return client
+    prepare(site, person)
+    client = site.start_agent()
+    wait_ready(client)
+    return client
 
 
 def seen(client: AgentClient) -> bool:

@@ -21,12 +21,11 @@ from agent_site import (
     calibrated_site,
     follower_rad,
     lead_away,
-    prepare,
+    ready_robot,
     record_one,
     torque,
     try_reset,
     wait_for,
-    wait_ready,
 )
 
 from agent.client import AgentClient
@@ -45,20 +44,11 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site,
     site.close()
 
 
-@pytest.fixture(autouse=True)
-def no_agent_left(calibrated: tuple[Site, Person]) -> Iterator[None]:
-    """A test that failed leaves no agent to the next one."""
-    yield
-    calibrated[0].end_agent()
-
-
 @pytest.fixture
 def robot(calibrated: tuple[Site, Person]) -> Iterator[Robot]:
-    """The calibrated robot, at rest, nothing recorded yet, with an agent that is ready."""
+    """The calibrated robot, at rest, idle and ready."""
     site, person = calibrated
-    prepare(site, person)
-    with site.start_agent() as client:
-        wait_ready(client)
+    with ready_robot(site, person) as client:
         yield site, person, client
 
 

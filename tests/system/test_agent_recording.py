@@ -46,13 +46,6 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site,
     site.close()
 
 
-@pytest.fixture(autouse=True)
-def no_agent_left(calibrated: tuple[Site, Person]) -> Iterator[None]:
-    """A test that failed leaves no agent to the next one."""
-    yield
-    calibrated[0].end_agent()
-
-
 @pytest.fixture
 def robot(calibrated: tuple[Site, Person]) -> Iterator[Robot]:
     """The calibrated robot, at rest, nothing recorded yet, with an agent that is ready."""
