@@ -15,7 +15,7 @@ from typing import Any
 from agent.client import AgentClient
 from agent.config import DEFAULT_CONFIG_PATH, load_config
 from agent.doctor import examine
-from agent.errors import AgentError, ConfigError, RequestFailed
+from agent.errors import AgentError, ConfigError, NoTerminal, RequestFailed
 
 CONFIG_VARIABLE = "ARMADA_CONFIG"
 POLL_S = 0.2
@@ -193,7 +193,7 @@ def _record(client: AgentClient, arguments: argparse.Namespace) -> int:
                         )
                         != "d"
                     )
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, NoTerminal):
                 client.record_discard()
                 print("\nthe running episode was thrown away")
                 raise
@@ -261,8 +261,11 @@ def _calibrate(client: AgentClient, arm: str) -> int:
 def _ask(prompt: str) -> str:
     try:
         return input(prompt).strip().lower()
-    except EOFError:
-        return ""
+    except EOFError as error:
+        raise NoTerminal(
+            "nobody is there to answer: run this at a terminal, "
+            "or give --episode-time-s and --reset-time-s"
+        ) from error
 
 
 def _pause(seconds: float | None) -> None:

@@ -45,3 +45,7 @@ class AgentUnreachable(AgentClientError, ConnectionError):
 
 class RequestFailed(AgentClientError, RuntimeError):
     """The agent answered a request with an error; the text is the agent's own line."""
+
+
+class NoTerminal(AgentError, EOFError):
+    """A command has something to ask and standard input has ended."""

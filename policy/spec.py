@@ -14,6 +14,8 @@ ENVIRONMENT = "observation.environment_state"
 IMAGES = "observation.images"
 ACTION = "action"
 
+LEAST_RATE = 0.05  # of the first: a fleet that goes on for years must still learn
+
 
 class CameraSpec(BaseModel):
     """One camera that the policy sees: its role and the size of its frames in pixels."""
@@ -58,6 +60,9 @@ class PolicySpec(BaseModel):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
     learning_rate: float = Field(default=3e-4, gt=0.0)
+    # Averages of models trained on different data converge only if the steps get smaller from
+    # round to round (Li et al. 2020, "On the convergence of FedAvg on non-IID data").
+    round_decay: float = Field(default=1.0, gt=0.0, le=1.0)
     weight_decay: float = Field(default=1e-4, ge=0.0)
     batch_size: int = Field(default=32, gt=0)
 
@@ -92,6 +97,10 @@ class PolicySpec(BaseModel):
             features[ENVIRONMENT] = self.environment_names
         features[ACTION] = self.action_names
         return features
+
+    def learning_rate_in(self, round_number: int) -> float:
+        """The rate for work on the base of this round; never below a twentieth of the first."""
+        return self.learning_rate * max(self.round_decay**round_number, LEAST_RATE)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of plain JSON values; ``from_json`` gives the same spec back."""

@@ -56,6 +56,13 @@ class LocalTraining:
         )
         self._young_steps = 0
 
+    def set_rate(self, learning_rate: float) -> None:
+        """Step so far from now on; a warm-up under way goes on."""
+        self._learning_rate = learning_rate
+        share = min(1.0, max(1, self._young_steps) / WARM_UP_STEPS)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * share
+
     def hold_to(self, base: Mapping[str, Array], mu: float) -> None:
         """Pull towards ``base`` from now on; ``mu`` 0 lets go. Raises BadWeights."""
         if list(base) != list(self._parameters):

@@ -19,29 +19,24 @@ from concurrent.futures import Future
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-
 from agent.config import AgentConfig
 from agent.control.arms import Arms
 from agent.control.calibration import CalibrationDesk
 from agent.control.errors import FirstMoveRefused, MotionFault
 from agent.control.eyes import Eyes, View
+from agent.control.idle_watch import IdleWatch
 from agent.control.loop import MotionLoop, Subscriber
 from agent.control.observation import ActionSource
 from agent.control.pacer import Pacer, RateMeter
-from agent.control.sources import ParkSource
+from agent.control.parking import Parking
 from agent.errors import AgentError, Refused
-from robot_io.errors import RobotIOError, Unplugged
+from robot_io.errors import RobotIOError
 
 log = logging.getLogger(__name__)
 
 IDLE_PERIOD_S = 0.2
 RANGE_PERIOD_S = 0.03  # while a joint's range is recorded: a person's hand turns at its ends
 RECONNECT_S = 3.0
-LEADER_PERIOD_S = 1.0
-IDLE_MISSED_READS = 3
-SETTLE_S = 0.3  # after the park plan's end, for the arm to follow its last goal
-PARK_EXTRA_S = 2.0  # beyond the plan, before a park that does not arrive is ended
 SHUTDOWN_PARK_S = 10.0
 RELEASE_RETRIES = 4  # a servo that is asked to let go is asked again before it counts as mute
 RELEASE_BUDGET_S = 0.3
@@ -85,13 +80,10 @@ class Conductor:
         self._on_event = on_event
         self._clock = clock
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._park: ParkSource | None = None
-        self._park_done_s: float | None = None
-        self._park_until_s = 0.0
+        self._park: Parking | None = None
         self._motion_until_s: float | None = None
         self._reconnect_s = 0.0
-        self._leader_due_s = 0.0
-        self._idle_missed = 0
+        self._watch = IdleWatch(arms)
         self._ending = False
         self._end_by_s: float | None = None
         self._estopped = False
@@ -196,19 +188,14 @@ class Conductor:
             return
         self.require_ready()
         assert self.arms.follower is not None
-        calibration = self.arms.follower.calibration
-        rest = np.asarray(self.config.robot.park_pose, np.float32)
-        rest = np.clip(rest, calibration.lower, calibration.upper)
-        park = ParkSource(rest, self.config.control.park_speed_per_s)
+        park = Parking(self.config, self.arms.follower.calibration, self._clock())
         if self.phase is Phase.MOVING and self.motion is not None:
-            self.motion.hand_over(park, guarded=False)
+            self.motion.hand_over(park.source, guarded=False)
             self.purpose = "park"
             self._motion_until_s = None
         else:
-            self.start_motion(park, "park", guarded=False)
+            self.start_motion(park.source, "park", guarded=False)
         self._park = park
-        self._park_done_s = None
-        self._park_until_s = self._clock() + self._longest_park_s()
 
     def stop_here(self, *, release: bool) -> None:
         """The emergency stop: hold at once, or release. Refuses nothing."""
@@ -308,15 +295,8 @@ class Conductor:
     def _watch_park(self) -> None:
         if self._park is None or self.phase is not Phase.MOVING:
             return
-        now_s = self._clock()
-        if self._park.done(now_s) and self._park_done_s is None:
-            self._park_done_s = now_s + SETTLE_S
-        arrived = self._park_done_s is not None and now_s >= self._park_done_s
-        if arrived or now_s >= self._park_until_s:
-            if not arrived:
-                log.error("the park pose was not reached in time")
-            if self.release():
-                self._on_event("released", None)
+        if self._park.over(self._clock()) and self.release():
+            self._on_event("released", None)
 
     def _idle_tick(self) -> None:
         now_s = self._clock()
@@ -327,39 +307,11 @@ class Conductor:
             self._connect()
         self._adopt()
         if self.phase is Phase.IDLE:
-            self._check_follower()
-        if self.arms.leader is not None and now_s >= self._leader_due_s:
-            self._leader_due_s = now_s + LEADER_PERIOD_S
-            self._check_leader()
-
-    def _check_follower(self) -> None:
-        follower = self.arms.follower
-        assert follower is not None
-        try:
-            reading = follower.read()
-        except Unplugged as error:
-            self.fault(f"follower unplugged: {error}")
-        except RobotIOError as error:
-            self._idle_missed += 1
-            if self._idle_missed > IDLE_MISSED_READS:
-                reason = f"follower lost: {error}"
-                self.arms.lose("follower", reason)
-                self.phase = Phase.CLOSED
-                self.fault(reason)
-        else:
-            self._idle_missed = 0
-            self._make_motion().note_health(reading)
-
-    def _check_leader(self) -> None:
-        leader = self.arms.leader
-        if leader is None:
-            return
-        try:
-            leader.read()
-        except Unplugged as error:
-            self.arms.lose("leader", f"leader unplugged: {error}")
-        except RobotIOError as error:
-            log.debug("leader: %s", error)  # teleoperation counts and reports these
+            self._make_motion()
+        reason = self._watch.look(self.motion, now_s)
+        if reason is not None:
+            self._adopt()
+            self.fault(reason)
 
     def _connect(self) -> None:
         self.arms.connect(skip=self.desk.busy)
@@ -371,7 +323,7 @@ class Conductor:
         if self.arms.follower is None:
             self.phase = Phase.CLOSED
         elif self.phase is Phase.CLOSED:
-            self._idle_missed = 0
+            self._watch.restart()
             self.phase = Phase.IDLE
             if self.arms.found_energised:
                 self._found_energised()
@@ -445,7 +397,3 @@ class Conductor:
         self.desk.abandon()
         self.arms.close()
         self.eyes.close()
-
-    def _longest_park_s(self) -> float:
-        """No joint has farther to go than half a turn either way."""
-        return 1.5 * 360.0 / self.config.control.park_speed_per_s + PARK_EXTRA_S

@@ -90,6 +90,7 @@ class Baseline:
         assert self._training is not None
         assert self.state is not None
         if self.state.steps < self._wanted_steps:
+            self._follow_schedule(base)
             self._losses.append(self._training.step(material.training.draw()))
             mean = sum(self._losses) / len(self._losses)
             self.state = self.state.model_copy(update={"steps": self.state.steps + 1, "loss": mean})
@@ -97,6 +98,15 @@ class Baseline:
                 self._save()
             return
         self._finish(base, material)
+
+    def _follow_schedule(self, base: LoadedBase) -> None:
+        """The rate falls as it would in as many federated rounds, or the two are not comparable."""
+        assert self._training is not None
+        assert self.state is not None
+        steps_a_round = base.info.max_local_steps or self._wanted_steps
+        if not self._losses or self.state.steps % steps_a_round == 0:
+            rounds = self.state.steps // steps_a_round
+            self._training.set_rate(base.spec.learning_rate_in(rounds))
 
     def _is_of(self, base: LoadedBase) -> bool:
         state = self.state

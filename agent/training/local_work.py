@@ -72,6 +72,7 @@ class LocalWork:
         write_weights(self.policy, base.weights)
         info = base.info
         self.info, self._base = info, base.weights
+        self._training.set_rate(self.spec.learning_rate_in(info.round))
         self._begin(None, info.proximal_mu)
         last = self.exchange.contribution_info()
         if last is not None and last.base_digest == info.digest and last.window_id is None:

@@ -25,21 +25,6 @@ GRACE_S = 5.0
 POLL_S = 0.25
 
 
-# An ACT small enough for two cores: joints and the cube's place in, a second of actions out.
-POLICY = {
-    "chunk_size": 30,
-    "dim_model": 128,
-    "n_heads": 4,
-    "dim_feedforward": 256,
-    "n_encoder_layers": 1,
-    "n_decoder_layers": 1,
-    "use_vae": False,
-    "dropout": 0.0,
-    "learning_rate": 3e-4,
-    "batch_size": 32,
-}
-
-
 @dataclass(frozen=True)
 class DemoSettings:
     """Size of the demo. The policy is small enough to learn on two cores in minutes."""
@@ -75,7 +60,6 @@ class DemoSettings:
                 "max_local_steps": self.steps_per_round,
                 "release_every_rounds": max(1, self.rounds // 2),
             },
-            "policy": POLICY,
         }
 
 

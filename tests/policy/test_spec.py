@@ -40,3 +40,10 @@ def test_an_unusable_spec_is_refused_with_the_field(change: dict[str, object], w
 def test_text_that_is_no_json_is_refused() -> None:
     with pytest.raises(BadSpec):
         PolicySpec.from_json("{")
+
+
+def test_the_rate_falls_from_round_to_round_and_never_to_nothing() -> None:
+    spec = tiny_spec(learning_rate=1e-3, round_decay=0.5)
+    assert [spec.learning_rate_in(number) for number in (0, 1, 2)] == [1e-3, 5e-4, 2.5e-4]
+    assert spec.learning_rate_in(10_000) == pytest.approx(5e-5)
+    assert tiny_spec(learning_rate=1e-3).learning_rate_in(7) == 1e-3

@@ -134,3 +134,19 @@ def test_held_out_error_is_in_raw_joint_units_and_leaves_padding_out() -> None:
 def test_nothing_held_out_is_said_and_not_scored_as_zero() -> None:
     with pytest.raises(NoEpisodes):
         held_out_error(build_policy(SPEC, NORMALIZER, 1), [], NORMALIZER)
+
+
+def test_a_rate_that_is_set_is_the_rate_of_the_steps() -> None:
+    def moved(rate: float) -> float:
+        policy = build_policy(SPEC, NORMALIZER, 1)
+        training = LocalTraining(policy, SPEC)
+        batches = VectorBatches(FRAMES, SPEC, NORMALIZER, seed=2)
+        for _ in range(60):  # past the warm-up
+            training.step(batches.draw())
+        before = read_weights(policy)
+        training.set_rate(rate)
+        training.step(batches.draw())
+        after = read_weights(policy)
+        return max(float(np.abs(after[name] - before[name]).max()) for name in before)
+
+    assert moved(1e-4) == pytest.approx(moved(1e-3) / 10, rel=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -258,3 +259,33 @@ def test_a_full_disk_refuses_the_episode(calibrated: tuple[Site, Person]) -> Non
         assert torque(person) == [False] * 6
     assert site.stop_agent() == 0
     site.write_config()
+
+
+def test_armada_record_saves_its_episodes_and_parks(robot: Robot) -> None:
+    site, person, client = robot
+    command = [sys.executable, "-m", "agent", "record", "--config", str(site.config_path)]
+    times = ["--episode-time-s", "0.7", "--reset-time-s", "0.1"]
+    done = subprocess.run(
+        [*command, "--task", TASK, "--episodes", "2", *times],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.count("saved ") == 2
+    assert client.status()["recording"]["episodes"] == 2
+    assert client.status()["state"] == "idle"
+    assert torque(person) == [False] * 6
+
+    asked = subprocess.run(
+        [*command, "--task", TASK],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert asked.returncode == 1
+    assert "nobody is there to answer" in asked.stderr
+    assert client.status()["recording"]["episodes"] == 2
+    assert client.status()["state"] == "idle"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -152,3 +153,27 @@ def test_a_policy_that_is_not_there_or_damaged_is_refused_and_idle_again(robot: 
         client.rollout_arm("active")
     assert client.status()["state"] == "idle"
     assert client.status()["training_allowed"]
+
+
+def test_armada_rollout_runs_its_episodes_and_parks(robot: Robot) -> None:
+    site, person, client = robot
+    command = [sys.executable, "-m", "agent", "rollout", "--config", str(site.config_path)]
+    done = subprocess.run(
+        [*command, "--policy", "active", "--episodes", "2", "--seconds", "0.5"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    assert "policy 1 is loaded" in done.stdout
+    assert done.stdout.count("ran its time") == 2
+    assert client.status()["state"] == "idle"
+    assert torque(person) == [False] * 6
+    shown = subprocess.run(
+        [sys.executable, "-m", "agent", "status", "--config", str(site.config_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "ready" in shown.stdout and "Hz held" in shown.stdout

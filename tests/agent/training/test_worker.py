@@ -133,6 +133,20 @@ def test_at_the_cap_it_rests_until_the_next_base_and_then_starts_from_that(site:
     assert site.worker.progress().steps_total == 8
 
 
+def test_work_on_a_later_base_takes_smaller_steps(site: Site) -> None:
+    def gained(round_number: int) -> float:
+        weights, info = base(round_number, seed=round_number, max_local_steps=60)
+        spec = SPEC.model_copy(update={"round_decay": 0.1, "learning_rate": 1e-3})
+        site.exchange.install_base(weights, info.model_copy(update={"spec": spec.to_json()}))
+        site.turns(70)
+        found = site.exchange.contribution()
+        assert found is not None
+        assert (found[0].base_round, found[0].steps) == (round_number, 60)
+        return sum(float((delta**2).sum()) for delta in found[1].values())
+
+    assert gained(1) < 0.2 * gained(0)
+
+
 def test_a_new_base_is_noticed_between_two_steps(site: Site) -> None:
     site.exchange.install_base(*base(0))
     site.turns(5)
