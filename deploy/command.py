@@ -15,6 +15,8 @@ ROOMS = {
     "setup": ("agent.cli", "setup calibrate: teach the agent an arm's joints"),
     "doctor": ("agent.cli", "check this host, one line a finding"),
     "park": ("agent.cli", "bring the follower to its rest pose"),
+    "estop": ("agent.cli", "stop now and hold"),
+    "reset": ("agent.cli", "leave fault or emergency stop; parks"),
     "coordinator": ("coordinator.cli", "init, enrol, superlink, run, status"),
     "twin": ("robot_io.twin.cli", "a wire-level twin of an SO-101 leader and follower"),
     "demo": ("deploy.local_fleet.cli", "a whole fleet on this machine"),

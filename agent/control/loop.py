@@ -7,7 +7,7 @@ control process's loop thread alone calls it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from robot_io.calibration import GRIPPER, JOINTS
 from robot_io.errors import BusError, Unplugged
 from robot_io.health import Level, Verdict, judge
 from robot_io.limits import FirstMoveGuard, Limits, Ramp, SafetyFilter
-from robot_io.sts3215 import ServoError
 
 # A reading must be bad for so many ticks in a row: one corrupt byte is no overheated motor.
 UNHEALTHY_TICKS = 3
@@ -150,19 +149,10 @@ class MotionLoop:
         return tick
 
     def note_health(self, reading: ArmReading) -> Verdict:
-        """Judge a reading and keep it for the status.
-
-        A gripper that holds something firmly is overloaded by our own setting (its Overload_Torque
-        is a quarter): the servo then limits itself, and the grip is not to be ended for that.
-        """
-        gripping = ServoError.OVERLOAD in reading.errors[GRIPPER]
-        errors = list(reading.errors)
-        errors[GRIPPER] &= ~ServoError.OVERLOAD
-        verdict = judge(replace(reading, errors=tuple(errors)))
+        """Judge a reading and keep it for the status."""
+        verdict = judge(reading)
         self.reading = reading
         self.warnings = tuple(f"follower {reason}" for reason in verdict.reasons)
-        if gripping:
-            self.warnings += ("follower gripper: grips so hard that its servo limits itself",)
         return verdict
 
     def _read(self) -> ArmReading | None:

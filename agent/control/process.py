@@ -104,6 +104,8 @@ class ControlProcess:
 
     def _on_event(self, name: str, reason: str | None) -> None:
         self._commands.motion_ended(name, reason)
+        # The status first, so that whoever hears of the event finds it told.
+        self._outbox.put(("status", self.status()))
         self._outbox.put(("event", {"name": name, "reason": reason}))
         if not self._closing.is_set():
             self._workers.submit(self._commands.finish_recorded_rollout)

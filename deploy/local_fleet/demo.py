@@ -60,8 +60,8 @@ class DemoSettings:
                 "max_local_steps": self.steps_per_round,
                 "release_every_rounds": max(1, self.rounds // 2),
             },
-            # Many short rounds, each with a smaller rate and a server step beyond the mean: of what
-            # was tried on synthetic sectors, this got furthest on data that the robots do not share.
+            # Many short rounds, the rate falling from one to the next, and a server step beyond
+            # the mean: it got furthest on synthetic sectors that the robots do not share.
             "policy": {"learning_rate": 1e-3, "round_decay": 0.85},
         }
 
