@@ -11,8 +11,6 @@ from typing import IO
 
 from deploy.local_fleet.errors import ProcessDied, StepTimeout
 
-POLL_S = 0.2
-
 
 @dataclass
 class Process:
@@ -80,7 +78,7 @@ class ProcessGroup:
         what: str,
         ready: Callable[[], T | None],
         timeout_s: float,
-        period_s: float = POLL_S,
+        period_s: float,
     ) -> T:
         """Poll `ready` until it gives a value, watching that no process dies meanwhile.
 

@@ -103,22 +103,20 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:.2f} MB"
-
-
 def as_table(report: Report) -> Group:
     """The closing table, for a terminal."""
-    robots = Table(title="What each robot did", title_justify="left")
+    robots = Table(title="What each robot did", title_justify="left", padding=(0, 0))
     for heading in (
-        "robot", "sector", "episodes", "frames", "rate", "missed", "steps", "up", "down",
+        "robot", "sector", "episodes", "frames", "Hz held", "missed", "steps", "MB up", "MB down",
     ):  # fmt: skip
-        robots.add_column(heading, justify="left" if heading in {"robot", "sector"} else "right")
+        robots.add_column(
+            heading, no_wrap=True, justify="left" if heading in {"robot", "sector"} else "right"
+        )
     for each in report.robots:
         robots.add_row(
             each.robot_id, each.sector, str(each.episodes), str(each.frames),
-            f"{each.rate_hz:.2f} Hz", str(each.missed_deadlines), str(each.steps),
-            _bytes(each.bytes_up), _bytes(each.bytes_down),
+            f"{each.rate_hz:.2f}", str(each.missed_deadlines), str(each.steps),
+            f"{each.bytes_up / 1e6:.2f}", f"{each.bytes_down / 1e6:.2f}",
         )  # fmt: skip
 
     learning = Table(

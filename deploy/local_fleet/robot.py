@@ -21,6 +21,7 @@ TASK = "Pick up the red cube"
 CONTROL_HZ = 30
 LIFTED_M = 0.05
 POLL_S = 0.1
+ATTEMPTS = 2  # a demonstration that drops the cube is thrown away and done again
 # With the cube this far out of the arm's way, a park or a calibration cannot touch it.
 AWAY_M = (0.30, 0.0)
 
@@ -184,15 +185,18 @@ class RobotSite:
         for number, place in enumerate(self.plan.demonstrations, 1):
             self._stop_if_asked()
             self.step = f"demonstrating {number}/{len(self.plan.demonstrations)}"
-            hand.ask("rest")
-            hand.ask("place", object="cube", x_m=place.x_m, y_m=place.y_m, yaw_rad=place.yaw_rad)
-            client.record_start(TASK)
-            outcome = hand.ask("demonstrate", skill="pick_lift")
-            rate_hz = client.status()["rate_hz"]
-            if outcome["lifted"]:
-                client.record_finish()
-                self.recorded += 1
-            else:
+            for _ in range(ATTEMPTS):
+                hand.ask("rest")
+                hand.ask(
+                    "place", object="cube", x_m=place.x_m, y_m=place.y_m, yaw_rad=place.yaw_rad
+                )
+                client.record_start(TASK)
+                outcome = hand.ask("demonstrate", skill="pick_lift")
+                rate_hz = client.status()["rate_hz"]
+                if outcome["lifted"]:
+                    client.record_finish()
+                    self.recorded += 1
+                    break
                 client.record_discard()
         hand.ask("rest")
         client.teleop_stop()

@@ -48,13 +48,13 @@ def test_a_death_is_reported_with_the_end_of_its_log(tmp_path):
     group = ProcessGroup(tmp_path)
     group.start("brief", [sys.executable, "-c", "raise SystemExit('no such port')"])
     with pytest.raises(ProcessDied, match=r"brief ended with status 1(.|\n)*no such port"):
-        group.wait_until("it", lambda: None, timeout_s=10)
+        group.wait_until("it", lambda: None, timeout_s=10, period_s=0.02)
     group.stop_all(1)
 
 
 def test_a_step_that_never_comes_is_given_up(tmp_path):
     with pytest.raises(StepTimeout, match="the moon: not there after 0 s"):
-        ProcessGroup(tmp_path).wait_until("the moon", lambda: None, timeout_s=0)
+        ProcessGroup(tmp_path).wait_until("the moon", lambda: None, timeout_s=0, period_s=0.02)
 
 
 def test_settings_replace_values_in_their_own_table_only():
