@@ -209,6 +209,7 @@ class Site:
         return process
 
 
+Robot = tuple[Site, Person, AgentClient]
 TASK = "Pick up the red cube"
 REST_TOLERANCE_RAD = 0.15
 _calibrated: list[Path] = []  # once a run: calibrating takes half a minute

@@ -4,52 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from agent_site import (
     TASK,
-    Person,
-    Site,
+    Robot,
     at_rest,
-    calibrated_site,
     follower_rad,
     lead_away,
-    ready_robot,
     record_one,
     torque,
     try_reset,
     wait_for,
 )
 
-from agent.client import AgentClient
 from agent.errors import RequestFailed
 
 pytestmark = pytest.mark.system
-
-Robot = tuple[Site, Person, AgentClient]
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Person]]:
-    site, person = calibrated_site(tmp_path_factory.mktemp("robot"))
-    yield site, person
-    person.close()
-    site.close()
-
-
-@pytest.fixture
-def robot(calibrated: tuple[Site, Person]) -> Iterator[Robot]:
-    """The calibrated robot, at rest, idle and ready."""
-    site, person = calibrated
-    with ready_robot(site, person) as client:
-        yield site, person, client
 
 
 def test_a_dead_control_process_is_a_fault_and_the_next_one_parks(

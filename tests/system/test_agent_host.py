@@ -17,8 +17,6 @@ from typing import Any
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from agent_site import Site, wait_for
 
 from agent.client import AgentClient

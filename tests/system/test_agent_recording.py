@@ -8,19 +8,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from agent_site import (
     TASK,
     Person,
+    Robot,
     Site,
     at_rest,
-    calibrated_site,
     lead_away,
     prepare,
     record_one,
@@ -35,16 +32,6 @@ from agent.errors import RequestFailed
 from agent.recording.journal import EpisodeReader
 
 pytestmark = pytest.mark.system
-
-Robot = tuple[Site, Person, AgentClient]
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Person]]:
-    site, person = calibrated_site(tmp_path_factory.mktemp("robot"))
-    yield site, person
-    person.close()
-    site.close()
 
 
 @pytest.fixture

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "agent" / "rollout"))
 from agent_site import (
     TASK,
     Person,
+    Robot,
     Site,
     at_rest,
-    calibrated_site,
     prepare,
     torque,
     try_reset,
@@ -35,16 +34,6 @@ from agent.recording.journal import EpisodeReader
 from agent.rollout.store import PolicyStore
 
 pytestmark = pytest.mark.system
-
-Robot = tuple[Site, Person, AgentClient]
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Person]]:
-    site, person = calibrated_site(tmp_path_factory.mktemp("robot"))
-    yield site, person
-    person.close()
-    site.close()
 
 
 @pytest.fixture
