@@ -120,7 +120,7 @@ def as_table(report: Report) -> Group:
         )  # fmt: skip
 
     learning = Table(
-        title="Error on each robot's own held-out episodes, mean |action error| in joint units",
+        title="Held-out error: mean |action error| in joint units",
         title_justify="left",
     )
     for heading in ("robot", "before", "local only", "global", "training loss"):
@@ -143,9 +143,11 @@ def as_table(report: Report) -> Group:
         )  # fmt: skip
 
     walks = Table(
-        title=f"{report.windows} windows, {report.rounds} rounds, {report.releases} releases, "
-        f"{report.seconds['total']:.0f} s",
+        title=f"{report.seconds['total']:.0f} s in all",
+        caption=f"{report.windows} windows, {report.rounds} rounds, {report.releases} releases",
         title_justify="left",
+        caption_justify="left",
+        min_width=44,
     )
     walks.add_column("walk")
     walks.add_column("completed")
