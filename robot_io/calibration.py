@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from robot_io.durable import replace_file
 from robot_io.errors import BadCalibration, NotCalibrated
 from robot_io.sts3215 import MAX_HOMING_OFFSET, RESOLUTION
 
@@ -139,17 +139,7 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write the file so that a crash leaves either the old one or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with unfinished.open("w") as file:
-            file.write(self.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, self.to_json() + "\n")
 
     def digest(self) -> str:
         """SHA-256 hex of the calibration, the same for files that differ in layout only."""

@@ -11,8 +11,10 @@ from agent.training.exchange import (
     BaseInfo,
     Contribution,
     HeldOutResult,
+    Stamp,
     TrainingExchange,
     TrainingProgress,
+    file_stamp,
 )
 from protocol.messages import HeldOutReport, TrainingReport
 
@@ -20,16 +22,6 @@ logger = logging.getLogger(__name__)
 
 # A status carries the newest evaluations; the coordinator keeps the older ones.
 REPORTED_BASES = 8
-
-type Stamp = tuple[int, int, int]
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        facts = path.stat()
-    except FileNotFoundError:
-        return None
-    return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
 class _Cached[T]:
@@ -44,7 +36,7 @@ class _Cached[T]:
 
     def get(self) -> T:
         """The value as of now."""
-        stamp = _stamp(self._path)
+        stamp = file_stamp(self._path)
         if stamp != self._seen:
             self._seen = stamp
             try:

@@ -28,6 +28,7 @@ from mcap.writer import IndexType, Writer
 from numpy.typing import NDArray
 
 from agent.errors import BadJournal, JournalError
+from protocol.durable import sync_folder
 
 FINISHED = ".mcap"
 PART = ".mcap.part"
@@ -249,7 +250,7 @@ class EpisodeWriter:
             file.close()
             self._file = None
             self._part.rename(self._final)
-            _fsync_folder(self._final.parent)
+            sync_folder(self._final.parent)
         except OSError as error:
             raise JournalError(f"{self._part}: cannot be finished: {error}") from error
         return self._final
@@ -364,8 +365,8 @@ def recover(folder: Path) -> list[Path]:
             part.rename(target)
             moved.append(target)
         if moved:
-            _fsync_folder(aside)
-            _fsync_folder(folder)
+            sync_folder(aside)
+            sync_folder(folder)
     except OSError as error:
         raise JournalError(f"{folder}: cannot be recovered: {error}") from error
     return moved
@@ -374,11 +375,3 @@ def recover(folder: Path) -> list[Path]:
 def _numbers(vector: Vector) -> list[float]:
     """Floats as JSON; float32 widened to float64 keeps its value exactly."""
     return [float(value) for value in vector]
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

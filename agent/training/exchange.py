@@ -151,7 +151,7 @@ class TrainingExchange:
 
     def base_stamp(self) -> Stamp | None:
         """Changes whenever a base is installed; one stat call, for a look between two steps."""
-        return _stamp(self._base)
+        return file_stamp(self._base)
 
     # --- contribution: written by the trainer, read by the federation ---
 
@@ -185,7 +185,7 @@ class TrainingExchange:
 
     def order_stamp(self) -> Stamp | None:
         """Changes whenever an order is given or cleared."""
-        return _stamp(self._order)
+        return file_stamp(self._order)
 
     def clear_work_order(self) -> None:
         """Withdraw the order; none in force is fine."""
@@ -271,7 +271,8 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _stamp(path: Path) -> Stamp | None:
+def file_stamp(path: Path) -> Stamp | None:
+    """Changes whenever the file is replaced; None while there is none. One stat call."""
     try:
         facts = path.stat()
     except FileNotFoundError:

@@ -116,7 +116,9 @@ def main(argv: list[str]) -> int:
     try:
         report = _watched(demo, console)
     except Interrupted:
-        console.print("stopped: the arms are parked and every process has ended")
+        console.print(
+            "stopped: the agents were asked to park their arms, and every process has ended"
+        )
         return 130
     except (LocalFleetError, AgentClientError, CoordinatorError) as error:
         walks = ", ".join(f"{walk} {'done' if demo.walks[walk] else 'NOT done'}" for walk in WALKS)

@@ -13,8 +13,7 @@ import tomli_w
 
 from coordinator.operator import OperatorClient
 from deploy.local_fleet.errors import LocalFleetError
-from deploy.local_fleet.processes import ProcessGroup
-from deploy.local_fleet.robot import ARMADA
+from deploy.local_fleet.processes import ARMADA, ProcessGroup
 
 
 def free_ports(count: int) -> list[int]:

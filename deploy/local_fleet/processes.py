@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from deploy.local_fleet.errors import ProcessDied, StepTimeout
+
+ARMADA = (sys.executable, "-m", "deploy.command")  # the command line, as the units start it
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ from typing import Any
 from agent.client import AgentClient
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
 from deploy.local_fleet.findings import Seen, seen_in
-from deploy.local_fleet.plan import RobotPlan, Trial
-from deploy.local_fleet.processes import Process, ProcessGroup
+from deploy.local_fleet.plan import Placement, RobotPlan, Trial
+from deploy.local_fleet.processes import ARMADA, Process, ProcessGroup
 from deploy.local_fleet.report import TrialResult
 from deploy.local_fleet.twin_control import TwinControl
 
@@ -75,7 +74,6 @@ class RobotSite:
     group: ProcessGroup
     stopping: Callable[[], bool]
     baseline_steps: int
-    twin_process: Process | None = None
     agent_process: Process | None = None
     trials: list[TrialResult] = field(default_factory=list)
     recorded: int = 0
@@ -108,7 +106,7 @@ class RobotSite:
     def start_twin(self) -> None:
         """Start the twin; `twin_ready` tells when it is up."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.twin_process = self.group.start(
+        self.group.start(
             f"{self.robot_id}-twin",
             [*ARMADA, "twin", "run", "--dir", str(self.folder / "twin"), "--seed",
              str(self.plan.seed), "--bus-timing"],
@@ -151,7 +149,10 @@ class RobotSite:
 
     def calibrate(self) -> None:
         """Calibrate both arms as a person does: middle of the range, then every joint's ends."""
-        hand, client = self.hand(), self.client()
+        with self.hand() as hand, self.client() as client:
+            self._calibrate(hand, client)
+
+    def _calibrate(self, hand: TwinControl, client: AgentClient) -> None:
         hand.ask("place", object="cube", x_m=AWAY_M[0], y_m=AWAY_M[1], yaw_rad=0.0)
         for arm in ("follower", "leader"):
             self._stop_if_asked()
@@ -165,8 +166,6 @@ class RobotSite:
             hand.ask("hand", arm=arm, joints_rad=self._twin["rest_joints_rad"])
             self._settle(hand, arm, self._twin["rest_joints_rad"])
         hand.ask("hand", arm="follower", joints_rad=None)
-        hand.close()
-        client.close()
 
     def _settle(self, hand: TwinControl, arm: str, joints_rad: list[float]) -> None:
         deadline_s = time.monotonic() + 10.0
@@ -180,16 +179,18 @@ class RobotSite:
 
     def record(self) -> None:
         """Demonstrate every placement of the plan: leader -> agent -> follower, recorded."""
-        hand, client = self.hand(), self.client()
+        with self.hand() as hand, self.client() as client:
+            self._record(hand, client)
+        self.step = "recorded"
+
+    def _record(self, hand: TwinControl, client: AgentClient) -> None:
         rate_hz = 0.0
         for number, place in enumerate(self.plan.demonstrations, 1):
             self._stop_if_asked()
             self.step = f"demonstrating {number}/{len(self.plan.demonstrations)}"
             for _ in range(ATTEMPTS):
                 hand.ask("rest")
-                hand.ask(
-                    "place", object="cube", x_m=place.x_m, y_m=place.y_m, yaw_rad=place.yaw_rad
-                )
+                _put_cube(hand, place)
                 client.record_start(TASK)
                 outcome = hand.ask("demonstrate", skill="pick_lift")
                 rate_hz = client.status()["rate_hz"]
@@ -206,27 +207,21 @@ class RobotSite:
             "rate_hz": rate_hz,
             "missed_deadlines": status["missed_deadlines"],
         }
-        hand.close()
-        client.close()
-        self.step = "recorded"
 
     def try_policies(self, seconds: float) -> None:
         """Run every trial of the plan in the closed loop and judge it by the cube."""
-        hand, client = self.hand(), self.client()
-        for number, trial in enumerate(self.plan.trials, 1):
-            self._stop_if_asked()
-            self.step = f"trial {number}/{len(self.plan.trials)} ({trial.policy})"
-            self.trials.append(self._try(hand, client, trial, seconds))
-        client.rollout_disarm()
-        hand.close()
-        client.close()
+        with self.hand() as hand, self.client() as client:
+            for number, trial in enumerate(self.plan.trials, 1):
+                self._stop_if_asked()
+                self.step = f"trial {number}/{len(self.plan.trials)} ({trial.policy})"
+                self.trials.append(self._try(hand, client, trial, seconds))
+            client.rollout_disarm()
         self.step = "tried"
 
     def _try(
         self, hand: TwinControl, client: AgentClient, trial: Trial, seconds: float
     ) -> TrialResult:
-        place = trial.placement
-        hand.ask("place", object="cube", x_m=place.x_m, y_m=place.y_m, yaw_rad=place.yaw_rad)
+        _put_cube(hand, trial.placement)
         armed = client.rollout_arm(trial.policy)
         start_s = time.monotonic()
         client.rollout_start(seconds, TASK)
@@ -234,11 +229,10 @@ class RobotSite:
         while True:
             self._stop_if_asked()
             highest_m = max(highest_m, hand.ask("truth")["cube"]["z_m"])
-            lifted = highest_m > LIFTED_M
             rollout = client.status()["rollout"]
             if not rollout["running"]:
                 break
-            if lifted:
+            if highest_m > LIFTED_M:
                 client.rollout_stop()
             time.sleep(POLL_S)
         return TrialResult(
@@ -246,7 +240,7 @@ class RobotSite:
             self.plan.sector.name,
             trial.policy,
             int(armed["version"]),
-            place,
+            trial.placement,
             highest_m > LIFTED_M,
             highest_m,
             time.monotonic() - start_s,
@@ -266,7 +260,8 @@ class RobotSite:
             raise Interrupted(self.robot_id)
 
 
-ARMADA = [sys.executable, "-m", "deploy.command"]
+def _put_cube(hand: TwinControl, place: Placement) -> None:
+    hand.ask("place", object="cube", x_m=place.x_m, y_m=place.y_m, yaw_rad=place.yaw_rad)
 
 
 def middle(joint_range_rad: list[list[float]]) -> list[float]:

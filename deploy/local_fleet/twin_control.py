@@ -3,7 +3,7 @@
 import json
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from deploy.local_fleet.errors import TwinRefused
 
@@ -31,6 +31,12 @@ class TwinControl:
         if not reply.get("ok"):
             raise TwinRefused(f"twin refused {op!r}: {reply.get('error', reply)}")
         return reply
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connection; the twin goes on."""

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from robot_io.calibration import JOINTS
 from robot_io.twin.children import Child
 from robot_io.twin.errors import BadRequest, TwinError
 from robot_io.twin.expert import Expert
@@ -37,7 +38,6 @@ from robot_io.twin.motor import STIFFNESS_NM_RAD_PER_P
 from robot_io.twin.scene import CUBE_SIZE_M, REST_JOINTS_RAD
 from robot_io.twin.shared import (
     ARMS,
-    JOINTS,
     N_JOINTS,
     Command,
     Float,

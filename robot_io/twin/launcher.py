@@ -19,11 +19,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from robot_io.calibration import JOINTS
+from robot_io.durable import replace_file
 from robot_io.twin.children import Child
 from robot_io.twin.control import Control, ControlServer, Hands
 from robot_io.twin.errors import TwinBusy, TwinError, TwinProcessDied
 from robot_io.twin.expert import Expert
-from robot_io.twin.memory import load_assembly, load_eeprom, replace_file
+from robot_io.twin.memory import load_assembly, load_eeprom
 from robot_io.twin.scene import (
     CUBE_HUE_DEG,
     CUBE_SIZE_M,
@@ -32,7 +34,7 @@ from robot_io.twin.scene import (
     check_names,
     table_homography,
 )
-from robot_io.twin.shared import ARMS, JOINTS, Float, SharedState
+from robot_io.twin.shared import ARMS, Float, SharedState
 
 _LOG = logging.getLogger(__name__)
 _START_S = 60.0

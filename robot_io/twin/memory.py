@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import threading
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robot_io.durable import replace_file
 from robot_io.sts3215 import EEPROM_END, RESOLUTION
 from robot_io.twin.errors import BadMemory
 from robot_io.twin.shared import ARMS, N_JOINTS
@@ -33,21 +33,6 @@ class Assembly:
 
     seed: int
     centre_tick: Mapping[str, tuple[int, ...]]
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Put ``text`` at ``path`` so that a crash leaves the old or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def load_assembly(folder: Path, seed: int) -> Assembly:

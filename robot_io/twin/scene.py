@@ -18,8 +18,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from robot_io.calibration import JOINTS
 from robot_io.twin.errors import BadCameraSpec, TwinError
-from robot_io.twin.shared import JOINTS, Float
+from robot_io.twin.shared import Float
 
 TIMESTEP_S = 0.005
 CUBE_SIZE_M = 0.025

@@ -23,17 +23,10 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from robot_io.calibration import JOINTS
 from robot_io.twin.errors import TornRead
 
 ARMS = ("follower", "leader")
-JOINTS = (
-    "shoulder_pan",
-    "shoulder_lift",
-    "elbow_flex",
-    "wrist_flex",
-    "wrist_roll",
-    "gripper",
-)
 N_JOINTS = len(JOINTS)
 
 Float = NDArray[np.float64]
