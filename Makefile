@@ -2,16 +2,19 @@
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-unit check format install bench
+.PHONY: demo test test-unit test-system check format install bench
 
 demo: install
 	$(RUN)/armada demo $(ARGS)
 
-test: install
-	$(RUN)/python -m pytest $(ARGS)
+test: test-unit test-system
 
 test-unit: install
-	$(RUN)/python -m pytest -m "not system" $(ARGS)
+	$(RUN)/python -m pytest -m "not system" -n auto --dist loadfile $(ARGS)
+
+# One after the other: these start real processes that keep time.
+test-system: install
+	$(RUN)/python -m pytest -m system $(ARGS)
 
 check: install
 	$(RUN)/ruff check .

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from agent.client import AgentClient
 from agent.config import DEFAULT_CONFIG_PATH, load_config
 from agent.doctor import examine
 from agent.errors import AgentError, ConfigError, NoTerminal, RequestFailed
+from host.logs import set_up_logging
 
 CONFIG_VARIABLE = "ARMADA_CONFIG"
 POLL_S = 0.2
@@ -92,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from agent.daemon import run_agent  # the other commands need neither asyncio nor uvicorn
-
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    from agent.supervisor.daemon import (
+        run_agent,  # the other commands need neither asyncio nor uvicorn
     )
+
+    set_up_logging()
     config = load_config(arguments.config)
     run_agent(config, arguments.config)
     return 0

@@ -16,7 +16,7 @@ TIMEOUT_S = 120.0  # loading a policy on a small host is the slowest answer
 
 
 class AgentClient:
-    """One method a call of `agent.api`; each returns the reply's fields.
+    """One method a call of `agent.supervisor.api`; each returns the reply's fields.
 
     Raises AgentClientError: AgentUnreachable when no agent answers, RequestFailed with the
     agent's own line.

@@ -7,6 +7,8 @@ Prints one JSON object. A round is: ask all for their work, aggregate, install t
 look for messages every 3 s, and a round has two messages, so the time depends on when they looked.
 """
 
+from __future__ import annotations
+
 import argparse
 import datetime
 import json
@@ -26,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from agent.federation.supernode import SuperNode
 from agent.training.exchange import BaseInfo, Contribution, TrainingExchange
 from coordinator.config import CoordinatorConfig, Ports
-from coordinator.enrolment import Authority, Layout, create_identities, enrol
 from coordinator.federation.driver import Member, RoundDriver, RoundOrder, merged_after
 from coordinator.federation.errors import FederationError
 from coordinator.federation.superlink import superlink_access, superlink_command
+from coordinator.identity.enrolment import Authority, create_identities, enrol
+from coordinator.identity.layout import Layout
 from policy.statistics import Normalizer
 from policy.weights import Weights, load_weights, save_weights, weights_digest
 from protocol.bundle import load_bundle

@@ -8,6 +8,8 @@ Like the agent, the loop takes real-time priority where it may.
     python benchmarks/inference.py [--seconds 5] [--camera 480x640] [--realtime 20] [--json FILE]
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import gc
@@ -31,8 +33,8 @@ from numpy.typing import NDArray
 
 from agent.config import FEATURES, load_config
 from agent.control.observation import Observation
-from agent.rollout.channel import PolicyChannel
-from agent.rollout.policy_source import PolicySource
+from agent.control.policy_source import PolicySource
+from agent.inference.channel import PolicyChannel
 from policy.spec import CameraSpec, PolicySpec
 from protocol.manifest import FileEntry, ReleaseManifest
 
@@ -91,7 +93,7 @@ def write_policy(folder: Path, spec: PolicySpec) -> None:
 
 @contextlib.contextmanager
 def inference_process(config_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "agent.rollout.inference", "--config", str(config_path)]
+    command = [sys.executable, "-m", "agent.inference.process", "--config", str(config_path)]
     with (config_path.parent / "inference.log").open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:

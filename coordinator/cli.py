@@ -1,9 +1,10 @@
 """`armada coordinator`: init, enrol, superlink, run, status, command, audit."""
 
+from __future__ import annotations
+
 import argparse
 import datetime
 import json
-import logging
 import os
 import signal
 import sys
@@ -12,8 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coordinator.audit import verify
-from coordinator.broker import write_broker_files
+from coordinator.client import OperatorClient
 from coordinator.config import (
     CONFIG_NAME,
     CoordinatorConfig,
@@ -21,11 +21,14 @@ from coordinator.config import (
     load_config,
     render_config,
 )
-from coordinator.enrolment import Authority, Layout, create_identities, enrol
 from coordinator.errors import AuditBroken, ConfigError, CoordinatorError, EnrolmentError
-from coordinator.operator import OperatorClient
-from coordinator.state import load_state
-from protocol.durable import write_durable
+from coordinator.identity.enrolment import Authority, create_identities, enrol
+from coordinator.identity.layout import Layout
+from coordinator.identity.mosquitto import write_broker_files
+from coordinator.server.audit import verify
+from coordinator.server.state_file import load_state
+from host.files import write_durable
+from host.logs import set_up_logging
 from protocol.errors import BadTopic
 from protocol.topics import check_identity
 
@@ -120,11 +123,9 @@ def _superlink(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from coordinator.runner import Coordinator
+    from coordinator.server.coordinator import Coordinator
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging()
     config = load_config(arguments.dir)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

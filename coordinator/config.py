@@ -1,5 +1,7 @@
 """coordinator.toml: read, checked, and written once by `init`."""
 
+from __future__ import annotations
+
 import tomllib
 from hashlib import sha256
 from pathlib import Path
@@ -65,7 +67,7 @@ class CampaignConfig(_Table):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _times_fit(self) -> "CampaignConfig":
+    def _times_fit(self) -> CampaignConfig:
         if self.join_s >= self.close_s:
             raise ValueError("join_s must be shorter than close_s")
         if self.max_local_steps is not None and self.min_local_steps > self.max_local_steps:

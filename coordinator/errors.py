@@ -1,5 +1,7 @@
 """What can go wrong in the coordinator."""
 
+from __future__ import annotations
+
 
 class CoordinatorError(Exception):
     """Root of everything this package raises."""

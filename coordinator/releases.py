@@ -1,15 +1,17 @@
 """Releases on disk: made in a hidden folder, shown by one rename, never changed afterwards."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 
-from protocol.durable import sync_folder
+from host.files import sync_folder
 from protocol.manifest import MANIFEST_NAME, parse_manifest
 
 _PART = ".part-"
 
 
-class ReleaseShelf:
+class ReleaseRepository:
     """`<folder>/<version>/{manifest.json,policy.onnx}`."""
 
     def __init__(self, folder: Path) -> None:

@@ -4,6 +4,8 @@ Rooms are imported only when their command runs, so that `armada status` does no
 and a coordinator's machine needs no serial driver.
 """
 
+from __future__ import annotations
+
 import importlib
 import sys
 

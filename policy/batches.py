@@ -5,6 +5,8 @@ once, and a batch is a gather by index. A policy with cameras goes through LeRob
 In both, a chunk of actions ends with its episode; what would lie beyond is marked as padding.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +57,7 @@ class Frames:
         """Episode indices in the dataset, ascending."""
         return sorted({int(index) for index in np.unique(self.episode)})
 
-    def select(self, episodes: Sequence[int]) -> "Frames":
+    def select(self, episodes: Sequence[int]) -> Frames:
         """Only the frames of these episodes."""
         keep = np.isin(self.episode, np.array(sorted(episodes), dtype=np.int64))
         vectors = {name: values[keep] for name, values in self.vectors.items()}

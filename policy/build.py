@@ -4,6 +4,8 @@ The policy, its configuration and its processors are LeRobot's own (ACT, Zhao et
 is downloaded: the vision backbone starts untrained.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any
 

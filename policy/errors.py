@@ -1,5 +1,7 @@
 """What can go wrong with a policy, its weights or its statistics."""
 
+from __future__ import annotations
+
 
 class PolicyError(Exception):
     """Root of this package's errors."""

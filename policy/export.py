@@ -1,5 +1,7 @@
 """A trained policy as one ONNX file that takes raw observations and gives raw actions."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import json
@@ -12,8 +14,8 @@ import numpy as np
 import onnx
 import torch
 
+from host.files import write_durable
 from policy.build import IMAGE_MEAN, IMAGE_STD, build_processors
-from policy.durable import write_durably
 from policy.errors import ParityFailed
 from policy.session import METADATA_KEY, OnnxPolicy
 from policy.spec import ACTION, PolicySpec
@@ -69,7 +71,7 @@ def export_onnx(
         model.graph.output[0].type.tensor_type.shape.dim[axis].dim_value = size
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(dict(metadata), sort_keys=True)
-    write_durably(Path(path), model.SerializeToString(deterministic=True))
+    write_durable(Path(path), model.SerializeToString(deterministic=True))
 
 
 def check_parity(

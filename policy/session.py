@@ -1,5 +1,7 @@
 """A policy as it drives an arm: one ONNX file, onnxruntime and numpy, no torch."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The description from which every side builds the same policy."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from typing import Any, Literal, Self

@@ -6,6 +6,8 @@ follows Chan, Golub and LeVeque (1979): the sketch of all data equals the merge 
 its parts, so every robot can normalise by the whole fleet's statistics.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import json
@@ -65,7 +67,7 @@ class FeatureSketch:
             histogram[row] = np.bincount(bins, minlength=BINS)
         return cls(parts, count, mean, ((data - mean) ** 2).sum(axis=0), histogram)
 
-    def merge(self, other: "FeatureSketch") -> "FeatureSketch":
+    def merge(self, other: FeatureSketch) -> FeatureSketch:
         """The sketch of both sets of samples. Raises BadStatistics: names or bounds differ."""
         if self.components != other.components:
             mine, theirs = _first_difference(self.components, other.components)
@@ -140,7 +142,7 @@ class Sketch:
         """Frames behind the sketch."""
         return max((feature.count for feature in self.features.values()), default=0)
 
-    def merge(self, other: "Sketch") -> "Sketch":
+    def merge(self, other: Sketch) -> Sketch:
         """Raises BadStatistics when the two do not describe the same features."""
         if list(self.features) != list(other.features):
             mine, theirs = ", ".join(self.features), ", ".join(other.features)

@@ -1,5 +1,7 @@
 """One optimiser step, and the error on episodes that were never trained on."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -38,10 +40,10 @@ class LocalTraining:
         self._learning_rate = spec.learning_rate
         self._mu = 0.0
         self._base: list[torch.Tensor] = []
-        self.forget()
+        self.reset_optimizer()
         policy.train()
 
-    def forget(self) -> None:
+    def reset_optimizer(self) -> None:
         """Start the optimiser anew, with a warm-up.
 
         A new base does not need it: Adam's second moments are about the size of gradients, which a
@@ -63,7 +65,7 @@ class LocalTraining:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * share
 
-    def hold_to(self, base: Mapping[str, Array], mu: float) -> None:
+    def set_proximal(self, base: Mapping[str, Array], mu: float) -> None:
         """Pull towards ``base`` from now on; ``mu`` 0 lets go. Raises BadWeights."""
         if list(base) != list(self._parameters):
             raise BadWeights("the base has other tensors than the policy")

@@ -1,5 +1,7 @@
 """Weights as plain arrays: order, digests, files and differences. No torch in here."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from policy.durable import write_durably
+from host.files import write_durable
 from policy.errors import BadWeights
 
 type Array = NDArray[Any]
@@ -35,7 +37,7 @@ def save_weights(
     header = {**(metadata or {}), _ORDER: json.dumps(list(weights))}
     # ascontiguousarray would make a vector of a scalar.
     arrays = {name: np.asarray(array, order="C") for name, array in weights.items()}
-    write_durably(Path(path), save(arrays, metadata=header))
+    write_durable(Path(path), save(arrays, metadata=header))
 
 
 def load_weights(path: Path) -> Weights:

@@ -5,12 +5,15 @@ HTTPS client), `supernode_key` and `supernode_key.pub` (the same key in OpenSSH 
 SuperNode) and `bundle.json` (identity, fleet, addresses).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from host.complaints import first_complaint
 from protocol.errors import BadBundle
 from protocol.topics import IDENTITY_PATTERN
 
@@ -88,7 +91,7 @@ def load_bundle(folder: Path) -> Bundle:
     try:
         info = BundleInfo.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or BUNDLE_NAME
-        raise BadBundle(f"{path}: {where}: {first['msg']}; enrol the robot again") from error
+        raise BadBundle(
+            f"{path}: {first_complaint(error, BUNDLE_NAME)}; enrol the robot again"
+        ) from error
     return Bundle(folder, info)

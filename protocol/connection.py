@@ -6,6 +6,8 @@ while the broker is away: after each connect `on_connected` runs, and what still
 again. What is wrong with a connection is one line in `error`, logged once, not at every retry.
 """
 
+from __future__ import annotations
+
 import logging
 import random
 import socket
@@ -28,7 +30,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from protocol.bundle import Endpoint
 from protocol.messages import Envelope, Message
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 15
 CONNECT_TIMEOUT_S = 10.0
@@ -273,7 +275,7 @@ class Connection:
         with self._lock:
             self._connected = True
         if self.error is not None:
-            logger.info("connected to broker %s again", self._endpoint.address)
+            log.info("connected to broker %s again", self._endpoint.address)
         self.error = None
         self._accepted_once = True
         self._settled.set()
@@ -313,11 +315,11 @@ class Connection:
     ) -> None:
         if reason.is_failure:
             self._refused_publishes += 1
-            logger.warning("the broker refused a publish of %s: %s", self._identity, reason)
+            log.warning("the broker refused a publish of %s: %s", self._identity, reason)
 
     def _report(self, line: str) -> None:
         if line != self.error:
-            logger.warning("%s", line)
+            log.warning("%s", line)
         self.error = line
 
 

@@ -1,5 +1,7 @@
 """What can be wrong with what the two sides say to each other."""
 
+from __future__ import annotations
+
 
 class ProtocolError(Exception):
     """Root of everything this package raises."""

@@ -13,11 +13,14 @@ The blob travels as the raw data of a uint8 `Array` (Flower sends those in chunk
 ConfigRecord in one piece), and is never handed to `numpy.load`.
 """
 
+from __future__ import annotations
+
 from typing import Annotated, Any, Literal
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from host.complaints import first_complaint
 from protocol.errors import MalformedMessage
 
 STATISTICS = "query.statistics"
@@ -129,9 +132,7 @@ def unpack[ModelT: BaseModel](
     try:
         parsed = model.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise MalformedMessage(f"{model.__name__}: {where}: {first['msg']}") from error
+        raise MalformedMessage(f"{model.__name__}: {first_complaint(error)}") from error
     return parsed, _blob(content, max_blob_bytes)
 
 

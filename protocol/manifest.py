@@ -4,12 +4,15 @@
 is the SHA-256 of the file itself: an agent checks the bytes before it parses them.
 """
 
+from __future__ import annotations
+
 import json
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from host.complaints import first_complaint
 from protocol.errors import BadManifest
 
 MANIFEST_NAME = "manifest.json"
@@ -100,6 +103,4 @@ def parse_manifest(content: bytes, expected_digest: str | None = None) -> Releas
     try:
         return ReleaseManifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BadManifest(f"manifest: {where}: {first['msg']}") from error
+        raise BadManifest(f"manifest: {first_complaint(error, 'manifest')}") from error

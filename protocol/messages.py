@@ -10,6 +10,8 @@ The broker's access list already binds a topic to a certificate; the guard here 
 No message can move an arm: the only commands are pause, resume, roll_back and collect.
 """
 
+from __future__ import annotations
+
 from collections import Counter, OrderedDict
 from enum import StrEnum
 from hashlib import sha256
@@ -17,6 +19,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from host.complaints import first_complaint
 from protocol.errors import MalformedMessage
 from protocol.topics import IDENTITY_PATTERN
 
@@ -83,7 +86,7 @@ class Window(Message):
     closed: bool = False
 
     @model_validator(mode="after")
-    def _in_order(self) -> "Window":
+    def _in_order(self) -> Window:
         if not self.opens_unix_s <= self.join_by_unix_s <= self.closes_unix_s:
             raise ValueError("a window must open before join_by and join_by before it closes")
         if self.local_work == "window" and self.steps is None:
@@ -206,9 +209,7 @@ def decode[M: Message](model: type[M], payload: bytes) -> M:
     try:
         return model.model_validate_json(payload)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "payload"
-        raise MalformedMessage(f"{model.__name__}: {where}: {first['msg']}") from error
+        raise MalformedMessage(f"{model.__name__}: {first_complaint(error, 'payload')}") from error
 
 
 class Drop(StrEnum):

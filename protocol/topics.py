@@ -1,8 +1,10 @@
 """Names on the broker: `armada/v1/<fleet>/...`, who writes what, and the way back.
 
-The broker's access list (coordinator/broker.py) is written from the same builders, so that a topic
-has one spelling.
+The broker's access list (coordinator/identity/mosquitto.py) is written from the same builders, so
+that a topic has one spelling.
 """
+
+from __future__ import annotations
 
 import re
 from dataclasses import dataclass

@@ -11,6 +11,8 @@ payload is touched, and decompression stops at that size (zstd expands some 10,0
 bit for bit, so that its digest can be checked.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -24,6 +26,7 @@ import zstandard
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from host.complaints import first_complaint
 from protocol.errors import BadUpdate
 
 MAGIC = b"ARMU"
@@ -152,9 +155,7 @@ def _read_header(data: bytes, limits: UpdateLimits) -> tuple[_Header, int]:
     try:
         header = _Header.model_validate_json(data[PREFIX.size : end])
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadUpdate(f"update header: {where}: {first['msg']}") from error
+        raise BadUpdate(f"update header: {first_complaint(error)}") from error
     if len(header.tensors) > limits.max_tensors:
         raise BadUpdate(f"update of {len(header.tensors)} tensors; {limits.max_tensors} allowed")
     if len({tensor.name for tensor in header.tensors}) != len(header.tensors):

@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from robot_io.durable import replace_file
+from host.files import write_durable
 from robot_io.errors import BadCalibration, NotCalibrated
 from robot_io.sts3215 import MAX_HOMING_OFFSET, RESOLUTION
 
@@ -139,7 +139,7 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write the file so that a crash leaves either the old one or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, self.to_json() + "\n")
+        write_durable(path, f"{self.to_json()}\n".encode())
 
     def digest(self) -> str:
         """SHA-256 hex of the calibration, the same for files that differ in layout only."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from robot_io.errors import BadImage, CameraGone
 from robot_io.mjpeg import MjpegStream
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Camera:
                     fresh = self._fault != str(error)
                     self._fault = str(error)
                 if fresh:
-                    _log.warning("camera %s: %s", self.config.name, error)
+                    log.warning("camera %s: %s", self.config.name, error)
                 self.reconnects += 1
             self._closing.wait(self.config.retry_s)
 

@@ -44,7 +44,7 @@ class HealthLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HealthVerdict:
     """The worst level of all joints, with one reason a finding, the worst first."""
 
     level: Level
@@ -54,7 +54,7 @@ class Verdict:
 DEFAULT_LIMITS = HealthLimits()
 
 
-def judge(reading: ArmReading, limits: HealthLimits = DEFAULT_LIMITS) -> Verdict:
+def judge(reading: ArmReading, limits: HealthLimits = DEFAULT_LIMITS) -> HealthVerdict:
     """Judge temperature, voltage, load, current and error bits of all six servos."""
     findings: list[tuple[Level, str]] = []
     for i, joint in enumerate(JOINTS):
@@ -71,7 +71,7 @@ def judge(reading: ArmReading, limits: HealthLimits = DEFAULT_LIMITS) -> Verdict
         findings += [(level, f"{joint}: {reason}") for level, reason in found]
     findings.sort(key=lambda finding: -finding[0])
     worst = findings[0][0] if findings else Level.OK
-    return Verdict(worst, tuple(reason for _, reason in findings))
+    return HealthVerdict(worst, tuple(reason for _, reason in findings))
 
 
 def _judge_joint(

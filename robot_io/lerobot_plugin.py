@@ -28,7 +28,7 @@ from robot_io.bus import ServoBus
 from robot_io.errors import NotCalibrated, RobotIOError
 from robot_io.limits import Limits, SafetyFilter
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _KEYS = tuple(f"{joint}.pos" for joint in JOINTS)
 
 
@@ -131,7 +131,7 @@ class ArmadaFollower(Robot):
     def disconnect(self) -> None:
         """Release every servo that can be reached, then close."""
         for joint, error in self._arm.release().items():
-            _log.error("%s may still be energised: %s", joint, error)
+            log.error("%s may still be energised: %s", joint, error)
         self._arm.close()
         for camera in self.cameras.values():
             camera.disconnect()

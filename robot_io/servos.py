@@ -11,7 +11,7 @@ from robot_io.calibration import JOINTS, SERVO_IDS, Calibration, JointCalibratio
 from robot_io.errors import BusError, BusTimeout, TorqueRefused, WrongServos
 from robot_io.sts3215 import MODEL_NUMBER, OperatingMode
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 JOINT_OF_SERVO: dict[int, str] = dict(zip(SERVO_IDS, JOINTS, strict=True))
 GRIPPER_ID = SERVO_IDS[JOINTS.index("gripper")]
@@ -95,7 +95,7 @@ def release_torque(bus: ServoBus) -> dict[str, BusError]:
         try:
             bus.write(servo_id, "Torque_Enable", 0)
         except BusError as error:
-            _log.warning("%s was not released: %s", joint, error)
+            log.warning("%s was not released: %s", joint, error)
             failures[joint] = error
     return failures
 
@@ -155,7 +155,7 @@ def configure_servos(bus: ServoBus, *, follower: bool) -> None:
                     settings |= GRIPPER_SETTINGS
             settings["Phase"] = bus.read(servo_id, "Phase") & ~_PHASE_MULTI_TURN
             if changed := write_registers(bus, servo_id, settings):
-                _log.info("%s: set %s", JOINT_OF_SERVO[servo_id], ", ".join(changed))
+                log.info("%s: set %s", JOINT_OF_SERVO[servo_id], ", ".join(changed))
 
 
 def read_calibration(bus: ServoBus) -> dict[str, JointCalibration]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import AgentConfig
+from agent.control.arm_controller import ArmController, ArmPhase
 from agent.control.arms import ArmName
-from agent.control.calibration import Step
-from agent.control.conductor import Conductor, Phase
-from agent.control.recording import Recording
+from agent.control.calibration_session import Step
+from agent.control.policy_source import PolicySource
 from agent.control.sources import LeaderSource
 from agent.errors import Refused
-from agent.rollout.policy_source import PolicySource
+from agent.recording.session import RecordingSession
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +45,13 @@ class Commands:
     def __init__(
         self,
         config: AgentConfig,
-        conductor: Conductor,
-        recording: Recording,
+        controller: ArmController,
+        recording: RecordingSession,
         policy: PolicySource,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._conductor = conductor
+        self._controller = controller
         self._recording = recording
         self._policy = policy
         self._clock = clock
@@ -80,33 +80,33 @@ class Commands:
 
     def calibrate(self, arm: ArmName, step: Step) -> dict[str, Any]:
         """One step; torque is off and stays off."""
-        conductor = self._conductor
-        if conductor.energised:
+        controller = self._controller
+        if controller.energised:
             raise Refused("the arm is energised; park it first")
-        return conductor.call(lambda: conductor.desk.step(arm, step))
+        return controller.call(lambda: controller.calibration.step(arm, step))
 
     def teleop_start(self) -> dict[str, Any]:
         """Returns when the follower follows the leader."""
-        conductor = self._conductor
-        leader = conductor.arms.leader
+        controller = self._controller
+        leader = controller.arms.leader
         if leader is None:
-            reason = conductor.arms.problems.get("leader", "no leader is configured ([teleop])")
+            reason = controller.arms.problems.get("leader", "no leader is configured ([teleop])")
             raise Refused(f"no teleoperation: {reason}")
         source = LeaderSource(leader, self._config.control.max_missed_reads)
-        conductor.call(lambda: conductor.start_motion(source, "teleop"))
+        controller.call(lambda: controller.start_motion(source, "teleop"))
         self._wait_in_step()
         return {}
 
     def record_start(self, task: str) -> dict[str, Any]:
         """Returns when the first tick of the episode may come."""
-        conductor = self._conductor
+        controller = self._controller
         if self._recording.active:
             raise Refused("an episode is already being recorded; finish or discard it first")
-        conductor.call(conductor.require_ready)
+        controller.call(controller.require_ready)
         self._require_view()
-        if conductor.phase is Phase.IDLE:
+        if controller.phase is ArmPhase.IDLE:
             self.teleop_start()
-        elif conductor.phase is not Phase.MOVING or conductor.purpose != "teleop":
+        elif controller.phase is not ArmPhase.MOVING or controller.purpose != "teleop":
             raise Refused(f"recording needs teleoperation; the arm is {self._doing()}")
         else:
             self._wait_in_step()
@@ -123,10 +123,10 @@ class Commands:
 
     def park(self, energise: bool) -> dict[str, Any]:
         """Park and release; an arm at rest is moved only with `energise`."""
-        conductor = self._conductor
+        controller = self._controller
         self._recording.set_aside("the arm was parked before the episode was finished")
-        if conductor.phase is Phase.MOVING or energise:
-            conductor.call(conductor.start_park)
+        if controller.phase is ArmPhase.MOVING or energise:
+            controller.call(controller.start_park)
             self._wait_parked()
         return {}
 
@@ -134,7 +134,7 @@ class Commands:
         """Have the inference process load the policy; waits for it."""
         if self._run.running:
             raise Refused("a rollout is running; policies are swapped between episodes only")
-        self._conductor.call(self._conductor.require_ready)
+        self._controller.call(self._controller.require_ready)
         loaded = self._policy.load(Path(folder), self._config.rollout.load_timeout_s)
         self._run = RolloutRun(policy=loaded.name)
         return {
@@ -148,7 +148,7 @@ class Commands:
 
     def rollout_start(self, seconds: float, task: str, record: bool) -> dict[str, Any]:
         """Give command to the policy; the episode ends by itself, in the park pose."""
-        conductor = self._conductor
+        controller = self._controller
         loaded = self._policy.loaded
         if loaded is None:
             raise Refused("no policy is loaded; arm one first (rollout/arm)")
@@ -159,13 +159,15 @@ class Commands:
             policy=loaded.name,
             running=True,
             recorded=record,
-            missed_before=conductor.pacer.missed,
+            missed_before=controller.pacer.missed,
         )
         self._started_s = self._clock()
         try:
             if record:
                 self._recording.start(task, self._calibration_digest())
-            conductor.call(lambda: conductor.start_motion(self._policy, "rollout", seconds=seconds))
+            controller.call(
+                lambda: controller.start_motion(self._policy, "rollout", seconds=seconds)
+            )
         except Refused as error:
             self._end_run(str(error))
             if record:
@@ -175,12 +177,12 @@ class Commands:
 
     def rollout_stop(self) -> dict[str, Any]:
         """End the episode; returns when the arm is parked."""
-        conductor = self._conductor
+        controller = self._controller
         if not self._run.running:
             raise Refused("no rollout is running")
-        if conductor.purpose == "rollout":
+        if controller.purpose == "rollout":
             self._run.outcome = "stopped by the operator"
-        conductor.call(conductor.start_park)
+        controller.call(controller.start_park)
         self._wait_parked()
         return {"rollout": self.rollout_status()}
 
@@ -193,17 +195,17 @@ class Commands:
 
     def estop(self, release: bool) -> dict[str, Any]:
         """Stop now."""
-        conductor = self._conductor
-        conductor.call(lambda: conductor.stop_here(release=release))
+        controller = self._controller
+        controller.call(lambda: controller.stop_here(release=release))
         self._recording.set_aside("the emergency stop ended it")
         self._end_run("the emergency stop ended it")
         return {}
 
     def reset(self) -> dict[str, Any]:
         """Look at the hardware again; park an arm that is energised."""
-        conductor = self._conductor
+        controller = self._controller
         self._recording.set_aside("a fault ended it")
-        parking = conductor.call(conductor.reset)
+        parking = controller.call(controller.reset)
         if parking:
             self._wait_parked()
         if self._policy.loaded is not None:
@@ -214,7 +216,7 @@ class Commands:
 
     def tick(self) -> None:
         """One tick of motion was made; a subscriber."""
-        if self._run.running and self._conductor.purpose == "rollout":
+        if self._run.running and self._controller.purpose == "rollout":
             self._run.ticks += 1
 
     def motion_ended(self, name: str, reason: str | None) -> None:
@@ -223,7 +225,7 @@ class Commands:
             self._recording.fail(f"a fault ended it: {reason}")
             self._end_run(f"fault: {reason}")
         else:
-            self._end_run(self._run.outcome or self._conductor.refusal or "ran its time")
+            self._end_run(self._run.outcome or self._controller.refusal or "ran its time")
 
     def finish_recorded_rollout(self) -> None:
         """Save a rollout's episode once it has ended; waits for the disk."""
@@ -236,7 +238,7 @@ class Commands:
     def rollout_status(self) -> dict[str, Any]:
         """The `rollout` part of the status."""
         run, source = self._run, self._policy.status()
-        now_missed = self._conductor.pacer.missed - run.missed_before
+        now_missed = self._controller.pacer.missed - run.missed_before
         return {
             "armed": self._policy.loaded is not None,
             "running": run.running,
@@ -253,42 +255,42 @@ class Commands:
         run = self._run
         if not run.running:
             return
-        run.missed_deadlines = self._conductor.pacer.missed - run.missed_before
+        run.missed_deadlines = self._controller.pacer.missed - run.missed_before
         run.seconds = round(self._clock() - self._started_s, 2)
         run.outcome = outcome
         run.running = False
 
     def _require_view(self) -> None:
         """An episode begins only with every camera there and every tracked object seen once."""
-        conductor = self._conductor
-        view = conductor.call(conductor.look)
+        controller = self._controller
+        view = controller.call(controller.look)
         if view.missing:
             raise Refused(view.missing[0])
         if not view.located:
-            raise Refused(conductor.eyes.unseen())
+            raise Refused(controller.cameras.unseen())
 
     def _calibration_digest(self) -> str:
-        follower = self._conductor.arms.follower
+        follower = self._controller.arms.follower
         return "" if follower is None else follower.calibration.digest()
 
     def _doing(self) -> str:
-        conductor = self._conductor
-        if conductor.phase is Phase.MOVING:
-            return f"moving ({conductor.purpose})"
-        return conductor.phase.value
+        controller = self._controller
+        if controller.phase is ArmPhase.MOVING:
+            return f"moving ({controller.purpose})"
+        return controller.phase.value
 
     def _wait_in_step(self) -> None:
         """Until the source has the arm. Raises Refused if it was not let in, or at fault."""
-        conductor = self._conductor
+        controller = self._controller
         until_s = self._clock() + IN_STEP_S
         while self._clock() < until_s:
-            if conductor.refusal is not None:
-                refusal = conductor.refusal
+            if controller.refusal is not None:
+                refusal = controller.refusal
                 self._wait_parked()
                 raise Refused(f"{refusal}; bring the leader near the follower's pose")
-            if conductor.phase is not Phase.MOVING:
-                raise Refused(conductor.last_fault or "the motion was ended")
-            motion = conductor.motion
+            if controller.phase is not ArmPhase.MOVING:
+                raise Refused(controller.last_fault or "the motion was ended")
+            motion = controller.motion
             if motion is not None and motion.in_step:
                 return
             time.sleep(POLL_S)
@@ -296,12 +298,12 @@ class Commands:
 
     def _wait_parked(self) -> None:
         """Until the arm is released. Raises Refused if it cannot be."""
-        conductor = self._conductor
+        controller = self._controller
         until_s = self._clock() + PARKED_S
         while self._clock() < until_s:
-            if conductor.phase is Phase.IDLE:
+            if controller.phase is ArmPhase.IDLE:
                 return
-            if conductor.phase is not Phase.MOVING:
-                raise Refused(f"the arm was not parked: {conductor.last_fault or 'it is held'}")
+            if controller.phase is not ArmPhase.MOVING:
+                raise Refused(f"the arm was not parked: {controller.last_fault or 'it is held'}")
             time.sleep(POLL_S)
         raise Refused(f"the arm was not parked within {PARKED_S:.0f} s")

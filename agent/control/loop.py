@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.config import ControlConfig
+from agent.control.cameras import View
 from agent.control.errors import FirstMoveRefused, MotionFault
-from agent.control.eyes import View
 from agent.control.observation import ActionSource, Observation, Vector
 from robot_io.arm import ArmReading, Follower
 from robot_io.calibration import GRIPPER, JOINTS
 from robot_io.errors import BusError, Unplugged
-from robot_io.health import Level, Verdict, judge
+from robot_io.health import HealthVerdict, Level, judge
 from robot_io.limits import FirstMoveGuard, Limits, Ramp, SafetyFilter
 
 # A reading must be bad for so many ticks in a row: one corrupt byte is no overheated motor.
@@ -148,7 +148,7 @@ class MotionLoop:
             subscriber(tick)
         return tick
 
-    def note_health(self, reading: ArmReading) -> Verdict:
+    def note_health(self, reading: ArmReading) -> HealthVerdict:
         """Judge a reading and keep it for the status."""
         verdict = judge(reading)
         self.reading = reading

@@ -22,17 +22,19 @@ from typing import Any
 
 import cv2
 
+from agent.child.link import ChildLink
 from agent.config import AgentConfig, load_config
+from agent.control.arm_controller import ArmController
 from agent.control.arms import Arms
+from agent.control.cameras import Cameras
 from agent.control.commands import Commands
-from agent.control.conductor import Conductor
-from agent.control.eyes import Eyes
 from agent.control.loop import Tick
-from agent.control.recording import Recording
+from agent.control.policy_source import PolicySource
+from agent.control.recorded_tick import record_tick
 from agent.errors import AgentError, ConfigError, LinkClosed
-from agent.link import ChildLink
-from agent.rollout.channel import PolicyChannel
-from agent.rollout.policy_source import PolicySource
+from agent.inference.channel import PolicyChannel
+from agent.recording.session import RecordingSession
+from host.logs import set_up_logging
 from robot_io.errors import RobotIOError
 
 log = logging.getLogger(__name__)
@@ -54,15 +56,15 @@ class ControlProcess:
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="command")
         self._channel = PolicyChannel(config.inference_socket, config.control.realtime_priority)
         self._policy = PolicySource.from_config(config, self._channel)
-        self._recording = Recording(config, lambda: self._conductor.pacer.missed)
-        self._conductor = Conductor(
+        self._recording = RecordingSession(config, lambda: self._controller.pacer.missed)
+        self._controller = ArmController(
             config,
             Arms(config, time.monotonic),
-            Eyes(config),
+            Cameras(config),
             (self._record, self._count),
             self._on_event,
         )
-        self._commands = Commands(config, self._conductor, self._recording, self._policy)
+        self._commands = Commands(config, self._controller, self._recording, self._policy)
 
     def run(self) -> None:
         """Until SIGTERM, SIGINT or the end of the supervisor; parks first."""
@@ -71,7 +73,7 @@ class ControlProcess:
         for path in self._recording.recovered:
             log.warning("an unfinished episode is kept aside: %s", path)
         self._channel.open()
-        self._conductor.eyes.open()
+        self._controller.cameras.open()
         threads = [
             threading.Thread(target=self._listen, name="link-in", daemon=True),
             threading.Thread(target=self._speak, name="link-out", daemon=True),
@@ -80,7 +82,7 @@ class ControlProcess:
             thread.start()
         _take_priority(self._config.control.realtime_priority)
         gc.freeze()  # what is loaded stays; the collector need not walk it within a tick
-        self._conductor.run()
+        self._controller.run()
         self._closing.set()
         self._recording.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
@@ -91,13 +93,13 @@ class ControlProcess:
         self._link.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._conductor.end()
+        self._controller.end()
 
     # On the loop thread.
 
     def _record(self, tick: Tick) -> None:
-        if self._conductor.purpose != "park":
-            self._recording(tick)
+        if self._controller.purpose != "park":
+            record_tick(self._recording, tick)
 
     def _count(self, tick: Tick) -> None:
         self._commands.tick()
@@ -121,13 +123,13 @@ class ControlProcess:
                 message = self._link.receive(LISTEN_S)
             except LinkClosed:
                 log.warning("the supervisor is gone; parking")
-                self._conductor.end()
+                self._controller.end()
                 return
             if message is not None and message["kind"] == "command":
                 self._workers.submit(self._carry_out, message)
             now_s = time.monotonic()
-            if now_s >= beat_due_s and self._conductor.beats != beats:
-                beats = self._conductor.beats
+            if now_s >= beat_due_s and self._controller.beats != beats:
+                beats = self._controller.beats
                 beat_due_s = now_s + HEARTBEAT_PERIOD_S
                 self._outbox.put(("heartbeat", {}))
             if now_s >= status_due_s:
@@ -160,21 +162,21 @@ class ControlProcess:
 
     def status(self) -> dict[str, Any]:
         """What the supervisor merges into the agent's status."""
-        conductor = self._conductor
-        motion = conductor.motion
+        controller = self._controller
+        motion = controller.motion
         reading = None if motion is None else motion.reading
-        rate_hz = conductor.rate.rate_hz
-        desk = conductor.desk
-        place = conductor.view.environment
+        rate_hz = controller.rate.rate_hz
+        calibration = controller.calibration
+        place = controller.view.environment
         return {
-            "ready": conductor.ready,
-            "problems": conductor.problems(),
-            "phase": conductor.phase.value,
-            "purpose": conductor.purpose,
-            "torque": conductor.energised,
+            "ready": controller.ready,
+            "problems": controller.problems(),
+            "phase": controller.phase.value,
+            "purpose": controller.purpose,
+            "torque": controller.energised,
             "rate_hz": None if rate_hz is None else round(rate_hz, 2),
-            "ticks": conductor.rate.ticks,
-            "missed_deadlines": conductor.pacer.missed,
+            "ticks": controller.rate.ticks,
+            "missed_deadlines": controller.pacer.missed,
             "missed_reads": 0 if motion is None else motion.missed_reads,
             "position": None if reading is None else _rounded(reading.position),
             "temperature_c": None if reading is None else _rounded(reading.temperature_c),
@@ -183,12 +185,12 @@ class ControlProcess:
                 name: round(float(value), 4) if value == value else None  # NaN: not seen
                 for name, value in zip(self._config.environment_names, place, strict=False)
             },
-            "cameras": conductor.eyes.status(),
+            "cameras": controller.cameras.status(),
             "calibration": {
-                "arm": desk.busy,
-                "recording": desk.recording,
-                "ranges": desk.ranges,
-                "trouble": desk.trouble,
+                "arm": calibration.busy,
+                "recording": calibration.recording,
+                "ranges": calibration.ranges,
+                "trouble": calibration.trouble,
             },
             "bus": self._bus_stats(),
             "recording": self._recording.status(),
@@ -196,7 +198,7 @@ class ControlProcess:
         }
 
     def _bus_stats(self) -> dict[str, dict[str, int]]:
-        arms = {"follower": self._conductor.arms.follower, "leader": self._conductor.arms.leader}
+        arms = {"follower": self._controller.arms.follower, "leader": self._controller.arms.leader}
         return {name: arm.bus.stats.as_dict() for name, arm in arms.items() if arm is not None}
 
 
@@ -230,9 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="agent.control.process")
     parser.add_argument("--config", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging()
     link = ChildLink.from_environment()
     try:
         config = load_config(arguments.config)

@@ -14,6 +14,8 @@ Run as a process beside the SuperNode:
         --exchange FOLDER --parent PID
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
@@ -27,11 +29,14 @@ from pathlib import Path
 from flwr.app import RecordDict
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from agent.federation.errors import Refusal
+from agent.federation.errors import RequestDeclined
 from agent.training.errors import BadExchangeFile, TrainingError
 from agent.training.exchange import BaseInfo, Contribution, TrainingExchange, WorkOrder
+from host.complaints import first_complaint
+from host.files import write_durable
+from host.logs import set_up_logging
+from host.parent import bind_to_parent
 from policy.weights import Weights
-from protocol.durable import write_durable
 from protocol.errors import ProtocolError
 from protocol.flower import (
     INSTALL,
@@ -53,7 +58,7 @@ MAX_BASE_BYTES = 2 << 30
 MERGED_NAME = "merged.json"
 ORDER_POLL_S = 0.2
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Merged(BaseModel):
@@ -80,24 +85,26 @@ class ClientApp:
         self._merged_path = exchange.folder / MERGED_NAME
 
     def handle(self, message_type: str, content: RecordDict) -> RecordDict:
-        """Content of the reply; raises Refusal with the one line for the coordinator."""
+        """Content of the reply; raises RequestDeclined with the one line for the coordinator."""
         handlers = {STATISTICS: self._statistics, TRAIN: self._train, INSTALL: self._install}
         handler = handlers.get(message_type)
         if handler is None:
-            raise Refusal(f"unknown message type {message_type!r:.60}")
+            raise RequestDeclined(f"unknown message type {message_type!r:.60}")
         try:
             return handler(content)
         except (ProtocolError, TrainingError) as error:
-            raise Refusal(f"{message_type}: {error}"[:300]) from error
+            raise RequestDeclined(f"{message_type}: {error}"[:300]) from error
 
     def _statistics(self, content: RecordDict) -> RecordDict:
         unpack(StatisticsRequest, content, 0)
         sketch = self._exchange.sketch()
         if sketch is None:
-            raise Refusal("no statistics yet: nothing was recorded and ingested")
+            raise RequestDeclined("no statistics yet: nothing was recorded and ingested")
         blob = json.dumps(sketch, separators=(",", ":"), allow_nan=False).encode()
         if len(blob) > MAX_SKETCH_BYTES:
-            raise Refusal(f"the sketch has {len(blob)} bytes; {MAX_SKETCH_BYTES} are allowed")
+            raise RequestDeclined(
+                f"the sketch has {len(blob)} bytes; {MAX_SKETCH_BYTES} are allowed"
+            )
         return pack(StatisticsReply(), blob)
 
     def _train(self, content: RecordDict) -> RecordDict:
@@ -107,7 +114,7 @@ class ClientApp:
         else:
             meta, delta = self._newest_work()
         if meta.steps < 1:
-            raise Refusal("nothing gained yet: the trainer has made no step from its base")
+            raise RequestDeclined("nothing gained yet: the trainer has made no step from its base")
         self._decline_merged_work(meta)
         reply = TrainReply(
             base_digest=meta.base_digest,
@@ -124,16 +131,20 @@ class ClientApp:
     def _newest_work(self) -> tuple[Contribution, Weights]:
         found = self._exchange.contribution()
         if found is None:
-            raise Refusal("nothing gained yet: the trainer has not published a contribution")
+            raise RequestDeclined(
+                "nothing gained yet: the trainer has not published a contribution"
+            )
         return found
 
     def _ordered_work(self, request: TrainRequest) -> tuple[Contribution, Weights]:
         """Give the order, wait until it is done or the time is up, take what there is."""
         if request.window_id is None or not request.steps:
-            raise Refusal("a window's work needs its id and its number of steps")
+            raise RequestDeclined("a window's work needs its id and its number of steps")
         info = self._exchange.base_info()
         if info is None or info.digest != request.base_digest:
-            raise Refusal(f"the base of the window, {request.base_digest[:12]}, is not installed")
+            raise RequestDeclined(
+                f"the base of the window, {request.base_digest[:12]}, is not installed"
+            )
         deadline_unix_s = self._unix_s() + request.time_s
         self._exchange.order_work(
             WorkOrder(
@@ -154,7 +165,7 @@ class ClientApp:
         finally:
             self._exchange.clear_work_order()
         if meta.window_id != request.window_id:
-            raise Refusal("the trainer did no work in this window: was the robot in use?")
+            raise RequestDeclined("the trainer did no work in this window: was the robot in use?")
         return meta, delta
 
     def _decline_merged_work(self, meta: Contribution) -> None:
@@ -163,7 +174,7 @@ class ClientApp:
         if merged is None or base is None:
             return
         if meta.base_digest == merged.base_digest and base.digest != meta.base_digest:
-            raise Refusal(
+            raise RequestDeclined(
                 f"nothing new: work from base {meta.base_digest[:12]} went into round "
                 f"{merged.round}, and the trainer is not on the new base yet"
             )
@@ -174,18 +185,16 @@ class ClientApp:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise Refusal(f"{self._merged_path.name} is damaged; delete it") from error
+            raise RequestDeclined(f"{self._merged_path.name} is damaged; delete it") from error
 
     def _install(self, content: RecordDict) -> RecordDict:
         request, blob = unpack(InstallRequest, content, MAX_BASE_BYTES)
         try:
             info = BaseInfo.model_validate(request.info)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise Refusal(f"install: {where}: {first['msg']}") from error
+            raise RequestDeclined(f"install: {first_complaint(error)}") from error
         if info.digest != request.base_digest:
-            raise Refusal("install: the base's description carries another digest")
+            raise RequestDeclined("install: the base's description carries another digest")
         if request.merged_base is not None:
             # First: should the installation fail, the old base stays and nothing is declined.
             merged = Merged(base_digest=request.merged_base, round=request.round)
@@ -193,21 +202,21 @@ class ClientApp:
         if self._present_base() != info:
             update = decode_update(blob, UpdateLimits(max_payload_bytes=MAX_BASE_BYTES))
             self._exchange.install_base(update.weights, info)
-            logger.info("installed base %s of round %d", info.digest[:12], info.round)
+            log.info("installed base %s of round %d", info.digest[:12], info.round)
         return pack(InstallReply(base_digest=info.digest))
 
     def _present_base(self) -> BaseInfo | None:
         try:
             return self._exchange.base_info()
         except BadExchangeFile as error:
-            logger.warning("%s; replaced by the new base", error)
+            log.warning("%s; replaced by the new base", error)
             return None
 
 
 def main(arguments: list[str]) -> int:
     """Serve until the parent ends or SIGTERM comes."""
     # Here, so that the handlers above can be used and tested without Flower's internals.
-    from agent.federation.flower_runtime import POLL_PERIOD_S, TaskServer, die_with_parent
+    from agent.federation.flower_runtime import POLL_PERIOD_S, TaskServer
 
     parser = argparse.ArgumentParser(prog="agent.federation.client_app")
     parser.add_argument("--runtime", required=True, help="the SuperNode's Runtime API, host:port")
@@ -215,9 +224,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--exchange", required=True, type=Path)
     parser.add_argument("--parent", required=True, type=int)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    die_with_parent()
+    set_up_logging()
+    bind_to_parent(options.parent, signal.SIGTERM)
     stop = False
 
     def on_term(_number: int, _frame: object) -> None:
@@ -232,7 +240,7 @@ def main(arguments: list[str]) -> int:
         if status is None:
             time.sleep(POLL_PERIOD_S)
         elif status != 0:
-            logger.error("a client app task ended with %d", status)
+            log.error("a client app task ended with %d", status)
     server.close()
     return 0
 

@@ -1,5 +1,7 @@
 """What can go wrong in the federation processes beside the agent."""
 
+from __future__ import annotations
+
 from agent.errors import AgentError
 
 
@@ -15,7 +17,7 @@ class RuntimeRefused(FederationError, PermissionError):
     """The SuperNode beside us does not accept our client."""
 
 
-class Refusal(FederationError, RuntimeError):
+class RequestDeclined(FederationError, RuntimeError):
     """A request that this robot declines; the text is what the coordinator is told."""
 
 

@@ -10,7 +10,8 @@ the installed package; the app bundle that travels with a run is never unpacked,
   401. What still raises SIGINT (a heartbeat of a task that is over) ends the child alone.
 """
 
-import ctypes
+from __future__ import annotations
+
 import logging
 import os
 import signal
@@ -35,7 +36,8 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from agent.federation.errors import FlowerVersionError, Refusal, RuntimeRefused
+from agent.federation.errors import FlowerVersionError, RequestDeclined, RuntimeRefused
+from host.parent import bind_to_parent
 
 FLWR_VERSION = "1.41.0"
 if flwr.__version__ != FLWR_VERSION:
@@ -45,19 +47,13 @@ if flwr.__version__ != FLWR_VERSION:
     )
 
 ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
-PR_SET_PDEATHSIG = 1
 POLL_PERIOD_S = 0.25
 PULL_PERIOD_S = 1.0
 MAX_TASK_S = 86_400.0
 FAILED_REPLY = "the client app failed; its log on the robot says why"
 
 Handler = Callable[[str, RecordDict], RecordDict]
-logger = logging.getLogger(__name__)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the thread that started this process ends (Linux)."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+log = logging.getLogger(__name__)
 
 
 def run_supernode(arguments: Sequence[str]) -> None:
@@ -76,8 +72,8 @@ def run_supernode(arguments: Sequence[str]) -> None:
 class TaskServer:
     """Takes tasks from the SuperNode beside us and answers each in a forked child.
 
-    `handle(message_type, content)` returns the content of the reply, or raises Refusal with the
-    one line that the coordinator shall read.
+    `handle(message_type, content)` returns the content of the reply, or raises RequestDeclined
+    with the one line that the coordinator shall read.
     """
 
     def __init__(self, runtime_address: str, secret: bytes, handle: Handler) -> None:
@@ -127,13 +123,12 @@ class TaskServer:
         if child == 0:
             status = 1
             try:
-                die_with_parent()
+                bind_to_parent(parent, signal.SIGTERM)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                if os.getppid() == parent:
-                    _answer(self._address, token, self._handle)
-                    status = 0
+                _answer(self._address, token, self._handle)
+                status = 0
             except BaseException:
-                logger.exception("client app task failed")
+                log.exception("client app task failed")
                 raise
             finally:
                 logging.shutdown()
@@ -176,8 +171,8 @@ def _answer(address: str, token: str, handle: Handler) -> None:
     try:
         reply = Message(handle(message.metadata.message_type, message.content), reply_to=message)
         outcome, details = SubStatus.COMPLETED, ""
-    except Refusal as refusal:
-        logger.info("declined %s: %s", message.metadata.message_type, refusal)
+    except RequestDeclined as refusal:
+        log.info("declined %s: %s", message.metadata.message_type, refusal)
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         reply = Message(Error(code, str(refusal)), reply_to=message)
         outcome, details = SubStatus.COMPLETED, ""
@@ -190,9 +185,7 @@ def _answer(address: str, token: str, handle: Handler) -> None:
 def main(arguments: Sequence[str]) -> NoReturn:
     """`python -m agent.federation.flower_runtime PARENT ARGS`: Flower's SuperNode as a child of
     the process PARENT, ending with it."""
-    die_with_parent()
-    if os.getppid() != int(arguments[0]):
-        sys.exit(1)
+    bind_to_parent(int(arguments[0]), signal.SIGTERM)
     run_supernode(arguments[1:])
     sys.exit(0)
 

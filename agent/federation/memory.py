@@ -1,11 +1,13 @@
 """What the federation process must remember over a restart."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from protocol.durable import write_durable
+from host.files import write_durable
 
 MAX_HANDLED = 64
 
@@ -19,7 +21,7 @@ class FederationMemory(BaseModel):
     handled: dict[str, Literal["active", "refused"]] = {}
 
     @classmethod
-    def load(cls, path: Path) -> "FederationMemory":
+    def load(cls, path: Path) -> FederationMemory:
         """A fresh memory when there is none, or when it cannot be read: nothing is lost by it."""
         try:
             return cls.model_validate_json(path.read_bytes())

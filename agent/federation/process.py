@@ -5,6 +5,8 @@ and the status. It sleeps until one of them has something to say. No torch in he
 wrong outside (no broker, a wrong CA, no SuperLink) is one line in the status; the robot works on.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import shutil
@@ -18,20 +20,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from agent.child.link import ChildLink
 from agent.config import AgentConfig, load_config
 from agent.errors import ConfigError, LinkClosed
-from agent.federation.answers import Readiness, decide
+from agent.federation.control_plane import AgentLink
 from agent.federation.errors import SuperNodeFailed
 from agent.federation.memory import FederationMemory
-from agent.federation.mqtt import AgentLink
-from agent.federation.releases import ReleaseWorker
+from agent.federation.participation import Readiness, decide
 from agent.federation.supernode import SuperNode, SuperNodeStatus
 from agent.federation.training_view import TrainingView
 from agent.federation.wake import Wake
-from agent.link import ChildLink
-from agent.rollout.errors import RolloutError
-from agent.rollout.store import PolicyStore
+from agent.policies.errors import StoreError
+from agent.policies.store import PolicyStore
+from agent.policies.updater import PolicyUpdater
 from agent.training.exchange import TrainingExchange
+from host.logs import set_up_logging
 from protocol.bundle import Bundle, load_bundle
 from protocol.errors import BadBundle
 from protocol.messages import (
@@ -84,7 +87,7 @@ class Federation:
         self._node = SuperNode(bundle, self._folder / "flower", exchange.folder)
         self._node_status = SuperNodeStatus("stopped")
         self._node_started = False
-        self._releases = ReleaseWorker(
+        self._releases = PolicyUpdater(
             bundle, self._store, self._folder / "downloads", config_path, wake
         )
         self._answered: tuple[str, str | None] = ("", None)
@@ -206,7 +209,7 @@ class Federation:
             case "roll_back":
                 try:
                     name = self._store.roll_back()
-                except (RolloutError, OSError) as error:
+                except (StoreError, OSError) as error:
                     self._tell("roll_back_failed", str(error))
                 else:
                     self._tell("rolled_back", f"policy {name} is active again")
@@ -282,7 +285,7 @@ class Federation:
     def _policy(self) -> int | None:
         try:
             name = self._store.active()
-        except RolloutError:
+        except StoreError:
             return None
         return int(name) if name is not None and name.isdigit() else None
 
@@ -373,10 +376,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.federation.process")
     parser.add_argument("--config", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logging()
     link = ChildLink.from_environment()
     try:
         config = load_config(arguments.config)

@@ -6,6 +6,8 @@ waits for the network; `poll` looks, starts again what died (after a pause that 
 in one line what is wrong.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import re
@@ -21,8 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from agent.federation.errors import SuperNodeFailed
+from host.files import write_durable
 from protocol.bundle import Bundle
-from protocol.durable import write_durable
 
 LOOPBACK = "127.0.0.1"
 SECRET_BYTES = 32

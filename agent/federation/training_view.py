@@ -1,5 +1,7 @@
 """What the trainer's folder says just now, read again only when a file changed. numpy only."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from agent.training.exchange import (
 )
 from protocol.messages import HeldOutReport, TrainingReport
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # A status carries the newest evaluations; the coordinator keeps the older ones.
 REPORTED_BASES = 8
@@ -42,7 +44,7 @@ class _Cached[T]:
             try:
                 self._value = self._read()
             except (TrainingError, OSError, ValueError) as error:
-                logger.warning("%s", error)
+                log.warning("%s", error)
                 self._value = self._default
         return self._value
 

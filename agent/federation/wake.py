@@ -1,5 +1,7 @@
 """A sleep that other threads and signal handlers can end."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import select

@@ -28,7 +28,7 @@ from mcap.writer import IndexType, Writer
 from numpy.typing import NDArray
 
 from agent.errors import BadJournal, JournalError
-from protocol.durable import sync_folder
+from host.files import sync_folder
 
 FINISHED = ".mcap"
 PART = ".mcap.part"

@@ -5,6 +5,8 @@ never sees half of one, and a kill leaves the old or the new. Weights and the fa
 in one safetensors file, because two files cannot be replaced at one instant.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.training.errors import BadBase, BadExchangeFile
-from policy.durable import write_durably
+from host.complaints import first_complaint
+from host.files import write_durable
 from policy.errors import BadWeights, PolicyError
 from policy.statistics import Normalizer, Sketch
 from policy.weights import (
@@ -39,9 +42,7 @@ class _Record(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "whole"
-            raise BadExchangeFile(f"{path}: {where}: {first['msg']}") from error
+            raise BadExchangeFile(f"{path}: {first_complaint(error, 'whole')}") from error
 
 
 class BaseInfo(_Record):
@@ -176,7 +177,7 @@ class TrainingExchange:
 
     def order_work(self, order: WorkOrder) -> None:
         """Ask the trainer for a synchronous round's work; replaces an earlier order."""
-        write_durably(self._order, order.model_dump_json().encode())
+        write_durable(self._order, order.model_dump_json().encode())
 
     def work_order(self) -> WorkOrder | None:
         """The order in force, if any."""
@@ -214,12 +215,12 @@ class TrainingExchange:
         results[base_digest] = result
         newest = list(results.items())[-_HELD_OUT_KEPT:]
         text = json.dumps({digest: entry.model_dump() for digest, entry in newest})
-        write_durably(self._held_out, text.encode())
+        write_durable(self._held_out, text.encode())
 
     def publish_sketch(self, sketch: Sketch | Mapping[str, Any]) -> None:
         """Replace the sketch of this robot's training episodes."""
         data = sketch.to_json() if isinstance(sketch, Sketch) else dict(sketch)
-        write_durably(self._sketch, json.dumps(data).encode())
+        write_durable(self._sketch, json.dumps(data).encode())
 
     def sketch(self) -> dict[str, Any] | None:
         """The sketch as plain JSON values, for ``policy.statistics.Sketch.from_json``."""
@@ -233,7 +234,7 @@ class TrainingExchange:
 
     def publish_progress(self, progress: TrainingProgress) -> None:
         """Replace the trainer's progress."""
-        write_durably(self._progress, progress.model_dump_json().encode())
+        write_durable(self._progress, progress.model_dump_json().encode())
 
     def progress(self) -> TrainingProgress | None:
         """The trainer's newest progress."""

@@ -1,5 +1,7 @@
 """Training from one base: what was gained, how it is published, how it is taken up after a kill."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Callable
@@ -34,7 +36,7 @@ class LoadedBase:
         spec, normalizer = PolicySpec.from_json(info.spec), Normalizer.from_json(info.normalizer)
         return cls(info, weights, spec, normalizer)
 
-    def same_policy(self, other: "LoadedBase") -> bool:
+    def same_policy(self, other: LoadedBase) -> bool:
         """Whether both are weights of one policy with one normaliser."""
         return (self.spec, self.normalizer) == (other.spec, other.normalizer)
 
@@ -89,7 +91,7 @@ class LocalWork:
     def end_window(self) -> None:
         """Go on from here without a window."""
         self.window_id = None
-        self._training.hold_to(self._base, self.info.proximal_mu)
+        self._training.set_proximal(self._base, self.info.proximal_mu)
 
     def step(self, batches: Batches) -> None:
         """One optimiser step. A loss that is no number sends the work back to the base."""
@@ -98,7 +100,7 @@ class LocalWork:
         if not math.isfinite(loss):
             log.warning("the loss is %s after %d steps: back to the base", loss, self.steps)
             write_weights(self.policy, self._base)
-            self._training.forget()
+            self._training.reset_optimizer()
             self._begin(self.window_id, self._mu)
             return
         self.steps += 1
@@ -130,7 +132,7 @@ class LocalWork:
 
     def _begin(self, window_id: str | None, proximal_mu: float) -> None:
         self._mu = proximal_mu
-        self._training.hold_to(self._base, proximal_mu)
+        self._training.set_proximal(self._base, proximal_mu)
         self.window_id = window_id
         self.steps = self._frames = self._published_steps = 0
         self._losses.clear()

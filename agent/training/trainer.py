@@ -6,6 +6,8 @@ The supervisor freezes it (SIGSTOP) the moment somebody wants the robot, and may
 time: all that it publishes is replaced as a whole, and it goes on from its last snapshot.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import os
@@ -15,24 +17,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.child.link import ChildLink
 from agent.config import load_config
 from agent.errors import AgentError, LinkClosed
-from agent.link import ChildLink
+from host.logs import set_up_logging
 
 if TYPE_CHECKING:
-    from agent.training.worker import Worker
+    from agent.training.scheduler import TrainingScheduler
 
 log = logging.getLogger(__name__)
 
 SPEAK_EVERY_S = 0.5
 
 
-def run(worker: "Worker", link: ChildLink, clock: Callable[[], float] = time.monotonic) -> None:
+def run(
+    scheduler: TrainingScheduler, link: ChildLink, clock: Callable[[], float] = time.monotonic
+) -> None:
     """Train until the supervisor is gone (LinkClosed)."""
     allowed = True
     spoke_s = float("-inf")
     while True:
-        idle_s = worker.turn() if allowed else SPEAK_EVERY_S
+        idle_s = scheduler.turn() if allowed else SPEAK_EVERY_S
         now_s = clock()
         if idle_s > 0.0 or now_s - spoke_s >= SPEAK_EVERY_S:
             message = link.receive(idle_s)
@@ -43,7 +48,7 @@ def run(worker: "Worker", link: ChildLink, clock: Callable[[], float] = time.mon
         if now_s - spoke_s >= SPEAK_EVERY_S:
             spoke_s = now_s
             link.heartbeat()
-            link.send("status", **worker.progress().model_dump())
+            link.send("status", **scheduler.progress().model_dump())
 
 
 def main(argv: list[str]) -> int:
@@ -51,7 +56,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.training.trainer")
     parser.add_argument("--config", required=True, type=Path, help="the agent's TOML file")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    set_up_logging()
     link = ChildLink.from_environment()
     try:
         config = load_config(options.config)
@@ -61,11 +66,11 @@ def main(argv: list[str]) -> int:
         os.environ.update(OMP_NUM_THREADS=str(config.training.threads))
         import torch
 
-        from agent.training.worker import Worker
+        from agent.training.scheduler import TrainingScheduler
 
         torch.set_num_threads(config.training.threads)
         torch.set_num_interop_threads(1)
-        run(Worker(config, time.monotonic, time.time), link)
+        run(TrainingScheduler(config, time.monotonic, time.time), link)
     except LinkClosed:
         log.info("the supervisor is gone; the trainer ends")
         return 0

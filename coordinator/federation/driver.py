@@ -5,6 +5,8 @@ task's identity global and may interrupt its own process; the next one is starte
 one is still talked about, since importing Flower takes some three seconds.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """What can go wrong between the coordinator and Flower."""
 
+from __future__ import annotations
+
 from coordinator.errors import CoordinatorError
 
 

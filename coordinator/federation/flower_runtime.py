@@ -10,6 +10,8 @@ grid. Flower keeps the task's identity global to a process: one round a process 
   own thread and nobody waits for a thread that is late.
 """
 
+from __future__ import annotations
+
 import io
 import logging
 import queue
@@ -73,7 +75,7 @@ RETRY_FOR_S = 20.0  # a SuperLink restarted within 9 s loses nothing
 POLL_PERIOD_S = 0.25
 TTL_SLACK_S = 30.0
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 EMPTY_BUNDLE = """\
 [project]
@@ -197,7 +199,7 @@ class FlowerFleet:
                 self._grid._runtime_client.PushTaskOutput(output)
         except FederationError as lost:
             # The SuperLink ends a run without heartbeats by itself after a minute.
-            logger.warning("run %d could not be closed: %s", self._run_id, lost)
+            log.warning("run %d could not be closed: %s", self._run_id, lost)
 
     def connected(self) -> set[str]:
         """Public keys (PEM) of the nodes that are online."""
@@ -254,7 +256,7 @@ class FlowerFleet:
         message_id: str,
         started: float,
         deadline: float,
-        arrived: "queue.Queue[Answer]",
+        arrived: queue.Queue[Answer],
     ) -> None:
         while time.monotonic() < deadline:
             try:

@@ -11,6 +11,8 @@ What is accepted is then bounded: examples count up to the cap, a stale contribu
 round's median length is scaled down to that length, so that no single robot carries the mean away.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

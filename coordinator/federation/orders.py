@@ -1,5 +1,7 @@
 """What a round is asked to do, and what it reports. Plain data; imports nothing of Flower."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,7 +93,7 @@ class RoundOrder(_Model):
     precision: Literal["float16", "float32"] = "float16"
 
     @model_validator(mode="after")
-    def _complete(self) -> "RoundOrder":
+    def _complete(self) -> RoundOrder:
         if self.kind != "statistics" and (self.base_weights is None or self.base_info is None):
             raise ValueError(f"a round of kind {self.kind} needs base_weights and base_info")
         if self.base_info is not None and "digest" not in self.base_info:

@@ -4,6 +4,8 @@ train: collect from exactly the members -> gate -> strategy -> new base -> push 
 A member that does not answer, answers late, or answers nonsense costs nobody else anything.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import time
@@ -57,7 +59,7 @@ HEADER_SLACK_BYTES = 1 << 20
 WEIGHTS_NAME = "weights.safetensors"
 NOT_CONNECTED = "its SuperNode is not connected to the SuperLink"
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Answer(Protocol):
@@ -334,7 +336,7 @@ def _install(
             gathered.installed.append(agent_id)
         else:
             gathered.not_installed[agent_id] = problem
-            logger.warning("base not installed on %s: %s", agent_id, problem)
+            log.warning("base not installed on %s: %s", agent_id, problem)
         if order.kind == "install":
             gathered.records[agent_id] = ReplyRecord(
                 agent_id=agent_id,

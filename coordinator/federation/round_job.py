@@ -8,6 +8,8 @@ Flower may send SIGINT to its own process when the SuperLink no longer knows the
 ends this one round, and nothing else.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import sys
@@ -19,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from coordinator.federation.errors import FederationError
 from coordinator.federation.orders import RoundOrder, RoundResult, SuperLinkAccess
-from protocol.durable import write_durable
+from host.files import write_durable
+from host.logs import set_up_logging
 
 LIFELINE_CUT = 3
 
@@ -90,8 +93,7 @@ def _end_with_lifeline() -> None:
 
 def main() -> None:
     """Warm up, take one job from the standard input, do it, end."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logging()
     import coordinator.federation.round  # noqa: F401  the warm-up
 
     line = sys.stdin.buffer.readline()

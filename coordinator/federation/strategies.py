@@ -4,6 +4,8 @@ The strategies that remember something between rounds (FedAvgM, FedAdam, FedYogi
 memory back from a file, because every round is a process of its own.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Callable, Mapping

@@ -5,15 +5,17 @@ can connect may start a run. Robots on other hosts come through a reverse proxy 
 fleet calls alone. Task requests need the secret that only the coordinator's folder holds.
 """
 
+from __future__ import annotations
+
 import os
 import secrets
 import sys
 from pathlib import Path
 
 from coordinator.config import CoordinatorConfig
-from coordinator.enrolment import Layout
 from coordinator.federation.orders import SuperLinkAccess
-from protocol.durable import write_durable
+from coordinator.identity.layout import Layout
+from host.files import write_durable
 
 LOOPBACK = "127.0.0.1"
 SECRET_BYTES = 32

@@ -1,5 +1,7 @@
 """`armada demo`: a coordinator and three robots on this machine, through all that Armada does."""
 
+from __future__ import annotations
+
 import argparse
 import shutil
 import signal
@@ -16,8 +18,8 @@ from agent.client import AgentClientError
 from coordinator.errors import CoordinatorError
 from deploy.local_fleet.demo import WALKS, Demo, DemoSettings, write_json
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
-from deploy.local_fleet.findings import held_out_of
 from deploy.local_fleet.report import Report, as_table
+from deploy.local_fleet.status_reader import held_out_of
 
 REFRESH_S = 0.5
 

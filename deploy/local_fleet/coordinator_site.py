@@ -1,5 +1,7 @@
 """The coordinator's machine in the local fleet: own CA, mosquitto, SuperLink, coordinator."""
 
+from __future__ import annotations
+
 import shutil
 import socket
 import subprocess
@@ -11,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from coordinator.operator import OperatorClient
+from coordinator.client import OperatorClient
 from deploy.local_fleet.errors import LocalFleetError
 from deploy.local_fleet.processes import ARMADA, ProcessGroup
 

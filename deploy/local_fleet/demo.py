@@ -1,5 +1,7 @@
 """The story of the demo: a demonstration, a contribution and a release, on a whole local fleet."""
 
+from __future__ import annotations
+
 import json
 import threading
 import time
@@ -13,11 +15,11 @@ from typing import Any
 from agent.client import AgentClientError
 from deploy.local_fleet.coordinator_site import CoordinatorSite
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
-from deploy.local_fleet.findings import robot_report, rounds_of
 from deploy.local_fleet.plan import make_plan
 from deploy.local_fleet.processes import ProcessGroup
 from deploy.local_fleet.report import Report
 from deploy.local_fleet.robot import RobotSite
+from deploy.local_fleet.status_reader import robot_report, rounds_of
 
 WALKS = ("demonstration", "contribution", "release")
 AGENT_GRACE_S = 15.0  # time to park before torque-off

@@ -1,5 +1,7 @@
 """What can go wrong in a local fleet."""
 
+from __future__ import annotations
+
 
 class LocalFleetError(Exception):
     """Anything that keeps the demo from completing its walks."""

@@ -4,6 +4,8 @@ Three robots each see their own sector of the table, so that no robot alone has 
 of it. Trials lie in every sector, on placements at least `CLEARANCE_M` from any demonstrated one.
 """
 
+from __future__ import annotations
+
 import math
 import random
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """The demo's processes: started as the units start them, ended by pid in a stated order."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess

@@ -1,5 +1,7 @@
 """What the demo found out: pure, from what robots and coordinator said, to a table and to JSON."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

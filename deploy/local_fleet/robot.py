@@ -1,5 +1,7 @@
 """One robot of the local fleet: a twin, an agent, and the person who works with them."""
 
+from __future__ import annotations
+
 import json
 import math
 import time
@@ -10,10 +12,10 @@ from typing import Any
 
 from agent.client import AgentClient
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
-from deploy.local_fleet.findings import Seen, seen_in
 from deploy.local_fleet.plan import Placement, RobotPlan, Trial
 from deploy.local_fleet.processes import ARMADA, Process, ProcessGroup
 from deploy.local_fleet.report import TrialResult
+from deploy.local_fleet.status_reader import Seen, seen_in
 from deploy.local_fleet.twin_control import TwinControl
 
 TASK = "Pick up the red cube"

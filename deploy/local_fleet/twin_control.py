@@ -1,5 +1,7 @@
 """The person beside the arm, as far as a program can be one: the twin's control socket."""
 
+from __future__ import annotations
+
 import json
 import socket
 from pathlib import Path

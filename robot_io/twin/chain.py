@@ -16,7 +16,7 @@ from robot_io.twin.firmware import ServoFirmware
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ChainAnswer:
     """One status packet, and the pause that its servo makes before it."""
 
     packet: StatusPacket
@@ -27,7 +27,7 @@ class Answer:
 class Outcome:
     """What one instruction led to."""
 
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[ChainAnswer, ...] = ()
     written: bool = False  # some servo's registers changed, so its motor has news
     eeprom_changed: bool = False
 
@@ -87,10 +87,10 @@ class Chain:
         for servo in hearing:
             changed |= action(servo)
             if packet.servo_id != BROADCAST_ID and servo.answers_writes:
-                answers.append(Answer(_bare(packet.servo_id, servo), servo.return_delay_s))
+                answers.append(ChainAnswer(_bare(packet.servo_id, servo), servo.return_delay_s))
         return Outcome(tuple(answers), bool(hearing), changed)
 
-    def _sync_read(self, params: bytes, baud: int) -> list[Answer]:
+    def _sync_read(self, params: bytes, baud: int) -> list[ChainAnswer]:
         address, size = params[0], params[1]
         hearing: dict[int, list[ServoFirmware]] = {}
         for servo in self.servos:
@@ -116,8 +116,8 @@ class Chain:
         return Outcome((), written, changed)
 
 
-def _status(servo: ServoFirmware, data: bytes = b"") -> Answer:
-    return Answer(StatusPacket(servo.servo_id, servo.error(), data), servo.return_delay_s)
+def _status(servo: ServoFirmware, data: bytes = b"") -> ChainAnswer:
+    return ChainAnswer(StatusPacket(servo.servo_id, servo.error(), data), servo.return_delay_s)
 
 
 def _bare(servo_id: int, servo: ServoFirmware) -> StatusPacket:

@@ -16,9 +16,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from host.parent import bind_to_parent
 from robot_io.twin.errors import BadRequest, TwinProcessDied
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 MESSAGE_MAX_BYTES = 1 << 20
 
@@ -32,12 +32,9 @@ def become_child(parent: int) -> Callable[[], bool]:
     Raises:
         SystemExit: the parent is gone already.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    bind_to_parent(parent, signal.SIGKILL)
     # Sleeps of a fraction of a millisecond (a wire at 1 Mbaud) must not be rounded up by 50 us.
-    libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    if os.getppid() != parent:
-        raise SystemExit(1)
+    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
     running = True
 
     def stop(_signal: int, _frame: object) -> None:
@@ -76,11 +73,11 @@ def receive(link: socket.socket, wait: bool = False) -> tuple[dict[str, Any], by
 
 
 def reply(link: socket.socket, **fields: Any) -> None:
-    """Answer the message that was just received."""
+    """ChainAnswer the message that was just received."""
     link.send(json.dumps(fields).encode())
 
 
-class Child:
+class TwinProcess:
     """The parent's end of one process: requests, one at a time."""
 
     def __init__(self, name: str, link: socket.socket) -> None:

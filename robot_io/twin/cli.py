@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from host.logs import set_up_logging
+
 DEFAULT_CAMERA = "overhead:128x96@30"
 
 
@@ -37,10 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 after an orderly end, 1 with one line on stderr otherwise."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO if arguments.verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
+    set_up_logging(logging.INFO if arguments.verbose else logging.WARNING)
     try:
         # Imported here, so that a missing extra is one clear line.
         from robot_io.twin import launcher

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from robot_io.calibration import JOINTS
-from robot_io.twin.children import Child
+from robot_io.twin.children import TwinProcess
 from robot_io.twin.errors import BadRequest, TwinError
 from robot_io.twin.expert import Expert
 from robot_io.twin.hand import Plan, move_plan, sweep_plan
@@ -39,9 +39,9 @@ from robot_io.twin.scene import CUBE_SIZE_M, REST_JOINTS_RAD
 from robot_io.twin.shared import (
     ARMS,
     N_JOINTS,
-    Command,
     Float,
     Servo,
+    SharedCommand,
     SharedState,
     World,
 )
@@ -60,7 +60,7 @@ class Hands:
     """The person beside the twin. Blocking calls, each from a connection's own thread."""
 
     def __init__(
-        self, shared: SharedState, physics: Child, ranges_rad: Float, expert: Expert
+        self, shared: SharedState, physics: TwinProcess, ranges_rad: Float, expert: Expert
     ) -> None:
         self._shared = shared
         self._physics = physics
@@ -78,7 +78,9 @@ class Hands:
 
     def torque(self, arm: str) -> list[bool]:
         """Which servos are energised."""
-        return [bool(on) for on in self._shared.commands[arm].read()[:, Command.TORQUE_ENABLE]]
+        return [
+            bool(on) for on in self._shared.commands[arm].read()[:, SharedCommand.TORQUE_ENABLE]
+        ]
 
     def pose(self, arm: str, joints_rad: Float) -> float:
         """Bring the arm to a pose and keep it there; seconds of the motion."""
@@ -100,7 +102,7 @@ class Hands:
         world = self._shared.world.read()
         x_m, y_m = float(world[World.CUBE_X_M]), float(world[World.CUBE_Y_M])
 
-        gains = self._shared.commands["follower"].read()[:, Command.P_GAIN]
+        gains = self._shared.commands["follower"].read()[:, SharedCommand.P_GAIN]
 
         def plan(start: Float) -> Plan:
             with self._planning:
@@ -147,7 +149,12 @@ class Control:
     """Carries out requests. Stateless but for the hands."""
 
     def __init__(
-        self, shared: SharedState, physics: Child, bus: Child, render: Child, hands: Hands
+        self,
+        shared: SharedState,
+        physics: TwinProcess,
+        bus: TwinProcess,
+        render: TwinProcess,
+        hands: Hands,
     ) -> None:
         self._shared = shared
         self._physics = physics

@@ -28,7 +28,7 @@ from robot_io.sts3215 import (
     decode_sign_magnitude,
     encode_sign_magnitude,
 )
-from robot_io.twin.shared import Command, Servo
+from robot_io.twin.shared import Servo, SharedCommand
 
 TABLE_SIZE = 128
 _UNIT_SPEED_TICK_S = 50.0
@@ -230,32 +230,34 @@ class ServoFirmware:
     def command_row(self) -> list[float]:
         """This servo's row of the command block, see `robot_io.twin.shared.Command`."""
         get = self._get
-        row = [0.0] * len(Command)
+        row = [0.0] * len(SharedCommand)
         low, high = get("Min_Position_Limit"), get("Max_Position_Limit")
         goal = get("Goal_Position")
         if (low, high) != (0, 0):
             goal = min(max(goal, low), high)
-        row[Command.TORQUE_ENABLE] = float(get("Torque_Enable") == 1)
-        row[Command.MODE] = get("Operating_Mode")
-        row[Command.GOAL_TICK] = goal
-        row[Command.GOAL_VELOCITY_TICK_S] = get("Goal_Velocity")
-        row[Command.MAX_VELOCITY_TICK_S] = get("Maximum_Velocity_Limit") * _UNIT_SPEED_TICK_S
+        row[SharedCommand.TORQUE_ENABLE] = float(get("Torque_Enable") == 1)
+        row[SharedCommand.MODE] = get("Operating_Mode")
+        row[SharedCommand.GOAL_TICK] = goal
+        row[SharedCommand.GOAL_VELOCITY_TICK_S] = get("Goal_Velocity")
+        row[SharedCommand.MAX_VELOCITY_TICK_S] = get("Maximum_Velocity_Limit") * _UNIT_SPEED_TICK_S
         acceleration = get("Acceleration") or get("Maximum_Acceleration")
-        row[Command.ACCELERATION_TICK_S2] = (
+        row[SharedCommand.ACCELERATION_TICK_S2] = (
             min(acceleration, get("Maximum_Acceleration") or 254) * _UNIT_ACCELERATION_TICK_S2
         )
-        row[Command.OFFSET_TICK] = get("Homing_Offset")
-        row[Command.P_GAIN] = get("P_Coefficient")
-        row[Command.D_GAIN] = get("D_Coefficient")
-        row[Command.TORQUE_LIMIT] = min(get("Torque_Limit"), get("Max_Torque_Limit"), 1000) / 1000
-        row[Command.PROTECTIVE_TORQUE] = get("Protective_Torque") / 100
-        row[Command.OVERLOAD_TORQUE] = get("Overload_Torque") / 100
-        row[Command.PROTECTION_TIME_S] = get("Protection_Time") / 100
-        row[Command.PROTECTION_CURRENT_MA] = get("Protection_Current") * _MILLIAMPERES
-        row[Command.OVERCURRENT_TIME_S] = get("Over_Current_Protection_Time") / 100
-        row[Command.MAX_TEMPERATURE_C] = get("Max_Temperature_Limit")
-        row[Command.UNLOAD_ON] = get("Unloading_Condition")
-        row[Command.FORCED_ERROR] = self.override.error
+        row[SharedCommand.OFFSET_TICK] = get("Homing_Offset")
+        row[SharedCommand.P_GAIN] = get("P_Coefficient")
+        row[SharedCommand.D_GAIN] = get("D_Coefficient")
+        row[SharedCommand.TORQUE_LIMIT] = (
+            min(get("Torque_Limit"), get("Max_Torque_Limit"), 1000) / 1000
+        )
+        row[SharedCommand.PROTECTIVE_TORQUE] = get("Protective_Torque") / 100
+        row[SharedCommand.OVERLOAD_TORQUE] = get("Overload_Torque") / 100
+        row[SharedCommand.PROTECTION_TIME_S] = get("Protection_Time") / 100
+        row[SharedCommand.PROTECTION_CURRENT_MA] = get("Protection_Current") * _MILLIAMPERES
+        row[SharedCommand.OVERCURRENT_TIME_S] = get("Over_Current_Protection_Time") / 100
+        row[SharedCommand.MAX_TEMPERATURE_C] = get("Max_Temperature_Limit")
+        row[SharedCommand.UNLOAD_ON] = get("Unloading_Condition")
+        row[SharedCommand.FORCED_ERROR] = self.override.error
         return row
 
     def _get(self, name: str) -> int:

@@ -19,9 +19,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from host.files import write_durable
 from robot_io.calibration import JOINTS
-from robot_io.durable import replace_file
-from robot_io.twin.children import Child
+from robot_io.twin.children import TwinProcess
 from robot_io.twin.control import Control, ControlServer, Hands
 from robot_io.twin.errors import TwinBusy, TwinError, TwinProcessDied
 from robot_io.twin.expert import Expert
@@ -30,7 +30,7 @@ from robot_io.twin.scene import (
     CUBE_HUE_DEG,
     CUBE_SIZE_M,
     REST_JOINTS_RAD,
-    Camera,
+    SceneCamera,
     check_names,
     table_homography,
 )
@@ -50,12 +50,12 @@ class TwinConfig:
 
     folder: Path
     seed: int
-    cameras: tuple[Camera, ...]
+    cameras: tuple[SceneCamera, ...]
     bus_timing: bool = False
     usb_latency_s: float = 0.0
 
 
-class Process:
+class LaunchedProcess:
     """One child process and the link to it."""
 
     def __init__(self, module: str, shared: SharedState, arguments: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ class Process:
                 env=_child_environment(),
             )
         self._socket = ours
-        self.link = Child(module, ours)
+        self.link = TwinProcess(module, ours)
 
     def wait_ready(self) -> dict[str, Any]:
         """Its first message.
@@ -122,7 +122,7 @@ class Twin:
 
     def __init__(self, config: TwinConfig) -> None:
         self._config = config
-        self._processes: list[Process] = []
+        self._processes: list[LaunchedProcess] = []
         self._server: ControlServer | None = None
         self._lock: IO[str] | None = None
 
@@ -161,7 +161,8 @@ class Twin:
         self._server = ControlServer(
             control_path, Control(shared, physics.link, bus.link, render.link, hands)
         )
-        replace_file(folder / "twin.json", json.dumps(self._announce(http_port, ranges), indent=1))
+        announced = json.dumps(self._announce(http_port, ranges), indent=1)
+        write_durable(folder / "twin.json", announced.encode())
 
     def watch(self, ended: threading.Event) -> None:
         """Until ``ended`` is set.
@@ -192,8 +193,8 @@ class Twin:
         self._lock.close()
         self._lock = None
 
-    def _spawn(self, module: str, shared: SharedState, arguments: Sequence[str]) -> Process:
-        process = Process(module, shared, arguments)
+    def _spawn(self, module: str, shared: SharedState, arguments: Sequence[str]) -> LaunchedProcess:
+        process = LaunchedProcess(module, shared, arguments)
         self._processes.append(process)
         return process
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robot_io.durable import replace_file
+from host.files import write_durable
 from robot_io.sts3215 import EEPROM_END, RESOLUTION
 from robot_io.twin.errors import BadMemory
 from robot_io.twin.shared import ARMS, N_JOINTS
@@ -65,7 +65,8 @@ def load_assembly(folder: Path, seed: int) -> Assembly:
             for arm in ARMS
         },
     )
-    replace_file(path, json.dumps({"seed": seed, "centre_tick": dict(fresh.centre_tick)}, indent=1))
+    text = json.dumps({"seed": seed, "centre_tick": dict(fresh.centre_tick)}, indent=1)
+    write_durable(path, text.encode())
     return fresh
 
 
@@ -131,6 +132,6 @@ class EepromKeeper:
                 waiting, self._waiting = self._waiting, {}
             for arm, tables in waiting.items():
                 text = json.dumps({str(place): data.hex() for place, data in tables.items()})
-                replace_file(self._folder / f"{arm}.eeprom.json", text)
+                write_durable(self._folder / f"{arm}.eeprom.json", text.encode())
             if closing:
                 return

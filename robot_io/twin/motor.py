@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_io.sts3215 import RESOLUTION, OperatingMode, ServoError
-from robot_io.twin.shared import N_JOINTS, Command, Float
+from robot_io.twin.shared import N_JOINTS, Float, SharedCommand
 
 RAD_PER_TICK = 2 * np.pi / RESOLUTION
 # Feetech's data sheet for the 12 V STS3215: 30 kg cm at stall, 2.7 A, 0.222 s/60 deg.
@@ -46,8 +46,8 @@ def goal_angles(command: Float, angle_rad: Float, centre_tick: Float) -> Float:
     side of the encoder's seam is reached the long way round, as on the real one.
     """
     actual = encoder_ticks(angle_rad, centre_tick)
-    present = np.mod(actual - command[:, Command.OFFSET_TICK], RESOLUTION)
-    goal: Float = angle_rad + (command[:, Command.GOAL_TICK] - present) * RAD_PER_TICK
+    present = np.mod(actual - command[:, SharedCommand.OFFSET_TICK], RESOLUTION)
+    goal: Float = angle_rad + (command[:, SharedCommand.GOAL_TICK] - present) * RAD_PER_TICK
     return goal
 
 
@@ -66,9 +66,9 @@ class Profile:
         self._energised: NDArray[np.bool_] = np.zeros(N_JOINTS, np.bool_)
 
     def command(self, command: Float, angle_rad: Float, centre_tick: Float) -> None:
-        """Take over a new command block, shape [6, len(Command)]."""
-        on = (command[:, Command.TORQUE_ENABLE] > 0) & (
-            command[:, Command.MODE] == OperatingMode.POSITION
+        """Take over a new command block, shape [6, len(SharedCommand)]."""
+        on = (command[:, SharedCommand.TORQUE_ENABLE] > 0) & (
+            command[:, SharedCommand.MODE] == OperatingMode.POSITION
         )
         fresh = on & ~self._energised
         # A servo begins from where it stands, whatever stale goal its register holds.
@@ -76,10 +76,10 @@ class Profile:
         self.velocity_rad_s[fresh] = 0.0
         self._energised = on
         self._goal_rad = goal_angles(command, angle_rad, centre_tick)
-        top = command[:, Command.MAX_VELOCITY_TICK_S]
-        wanted = np.abs(command[:, Command.GOAL_VELOCITY_TICK_S])
+        top = command[:, SharedCommand.MAX_VELOCITY_TICK_S]
+        wanted = np.abs(command[:, SharedCommand.GOAL_VELOCITY_TICK_S])
         self._top_rad_s = np.where(wanted > 0, np.minimum(wanted, top), top) * RAD_PER_TICK
-        acceleration = command[:, Command.ACCELERATION_TICK_S2]
+        acceleration = command[:, SharedCommand.ACCELERATION_TICK_S2]
         self._acceleration_rad_s2 = (
             np.where(acceleration > 0, acceleration, 50_000.0) * RAD_PER_TICK
         )
@@ -127,37 +127,37 @@ class Protection:
         push = np.abs(load)
         target = AMBIENT_C + STALL_HEATING_K * push**2
         self.temperature_c += (target - self.temperature_c) * min(1.0, dt_s / THERMAL_TIME_S)
-        on = command[:, Command.TORQUE_ENABLE] > 0
-        over = on & (push > command[:, Command.OVERLOAD_TORQUE] - 1e-3)
+        on = command[:, SharedCommand.TORQUE_ENABLE] > 0
+        over = on & (push > command[:, SharedCommand.OVERLOAD_TORQUE] - 1e-3)
         self._overloaded_s = np.where(over, self._overloaded_s + dt_s, 0.0)
-        too_much = on & (current_ma(load) > command[:, Command.PROTECTION_CURRENT_MA])
+        too_much = on & (current_ma(load) > command[:, SharedCommand.PROTECTION_CURRENT_MA])
         self._overcurrent_s = np.where(too_much, self._overcurrent_s + dt_s, 0.0)
 
-        tripped = self._overloaded_s > command[:, Command.PROTECTION_TIME_S]
+        tripped = self._overloaded_s > command[:, SharedCommand.PROTECTION_TIME_S]
         # Once tripped only Protective_Torque is left; still at that ceiling means still pushing.
         ceiling = np.minimum(
-            command[:, Command.PROTECTIVE_TORQUE], command[:, Command.TORQUE_LIMIT]
+            command[:, SharedCommand.PROTECTIVE_TORQUE], command[:, SharedCommand.TORQUE_LIMIT]
         )
         held = (self.error & ServoError.OVERLOAD > 0) & on & (push >= ceiling * 0.9)
         error: Bits = np.where(tripped | held, int(ServoError.OVERLOAD), 0)
         error |= np.where(
-            self._overcurrent_s > command[:, Command.OVERCURRENT_TIME_S],
+            self._overcurrent_s > command[:, SharedCommand.OVERCURRENT_TIME_S],
             int(ServoError.OVERCURRENT),
             0,
         )
         error |= np.where(
-            self.temperature_c > command[:, Command.MAX_TEMPERATURE_C],
+            self.temperature_c > command[:, SharedCommand.MAX_TEMPERATURE_C],
             int(ServoError.OVERHEAT),
             0,
         )
-        self.error = error | command[:, Command.FORCED_ERROR].astype(np.int64)
+        self.error = error | command[:, SharedCommand.FORCED_ERROR].astype(np.int64)
 
     def torque_ceiling(self, command: Float) -> Float:
         """Largest torque each motor may give now, 0..1 of stall torque, shape [6]."""
-        ceiling = command[:, Command.TORQUE_LIMIT].copy()
-        unload_on = command[:, Command.UNLOAD_ON].astype(np.int64)
+        ceiling = command[:, SharedCommand.TORQUE_LIMIT].copy()
+        unload_on = command[:, SharedCommand.UNLOAD_ON].astype(np.int64)
         limited = self.error & unload_on & int(ServoError.OVERLOAD) > 0
-        ceiling[limited] = np.minimum(ceiling, command[:, Command.PROTECTIVE_TORQUE])[limited]
+        ceiling[limited] = np.minimum(ceiling, command[:, SharedCommand.PROTECTIVE_TORQUE])[limited]
         lets_go = int(ServoError.OVERHEAT | ServoError.OVERCURRENT | ServoError.VOLTAGE)
         ceiling[self.error & unload_on & lets_go > 0] = 0.0
         return ceiling

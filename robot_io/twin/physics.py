@@ -40,7 +40,7 @@ from robot_io.twin.scene import (
     cube_pose,
     joint_ranges_rad,
 )
-from robot_io.twin.shared import ARMS, N_JOINTS, Command, Float, Servo, SharedState, World
+from robot_io.twin.shared import ARMS, N_JOINTS, Float, Servo, SharedCommand, SharedState, World
 
 CATCH_UP_S = 0.1
 # Protection and heat are slow: every fourth step is soon enough.
@@ -93,7 +93,7 @@ class ArmMotors:
         self._centre = np.array(centre_tick, float)
         self.profile = Profile()
         self.protection = Protection()
-        self.command: Float = np.zeros((N_JOINTS, len(Command)))
+        self.command: Float = np.zeros((N_JOINTS, len(SharedCommand)))
         self.hand = HeldArm()
 
     def news(self, angle_rad: Float) -> bool:
@@ -106,7 +106,7 @@ class ArmMotors:
         return True
 
 
-class Leader:
+class LeaderBody:
     """The leader arm: no weight, no inertia; a hand or its own torque moves it."""
 
     def __init__(self, motors: ArmMotors, ranges_rad: Float) -> None:
@@ -131,7 +131,7 @@ class Leader:
         return servo_rows(motors, self.angle_rad, velocity, np.zeros(N_JOINTS))
 
 
-class Follower:
+class FollowerBody:
     """The follower arm and the cube in MuJoCo."""
 
     def __init__(self, motors: ArmMotors) -> None:
@@ -185,8 +185,8 @@ class Follower:
     def _set_gains(self) -> None:
         command, model = self._motors.command, self.model
         on = self._motors.profile.energised
-        stiffness = np.where(on, command[:, Command.P_GAIN] * STIFFNESS_NM_RAD_PER_P, 0.0)
-        damping = np.where(on, command[:, Command.D_GAIN] * DAMPING_NM_S_RAD_PER_D, 0.0)
+        stiffness = np.where(on, command[:, SharedCommand.P_GAIN] * STIFFNESS_NM_RAD_PER_P, 0.0)
+        damping = np.where(on, command[:, SharedCommand.D_GAIN] * DAMPING_NM_S_RAD_PER_D, 0.0)
         model.actuator_gainprm[:, 0] = stiffness
         model.actuator_biasprm[:, 1] = -stiffness
         model.actuator_biasprm[:, 2] = -damping
@@ -228,8 +228,8 @@ class PhysicsProcess:
         self._shared = shared
         self._link = link
         self._motors = {arm: ArmMotors(arm, shared, centre_tick[arm]) for arm in ARMS}
-        self._follower = Follower(self._motors["follower"])
-        self._leader = Leader(self._motors["leader"], self._follower.ranges_rad)
+        self._follower = FollowerBody(self._motors["follower"])
+        self._leader = LeaderBody(self._motors["leader"], self._follower.ranges_rad)
         self.ranges_rad = self._follower.ranges_rad
         self._world: Float = np.zeros(len(World))
         self._placed = 0

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot_io.twin.children import become_child, receive, reply
-from robot_io.twin.scene import Camera, build_scene, parse_camera
+from robot_io.twin.scene import SceneCamera, build_scene, parse_camera
 from robot_io.twin.shared import SharedState
 from robot_io.twin.stream import Pictures, serve
 
@@ -32,7 +32,7 @@ _IDLE_S = 0.05
 class Painter:
     """Draws the scene's cameras into JPEG. One per process, used from one thread."""
 
-    def __init__(self, cameras: Sequence[Camera]) -> None:
+    def __init__(self, cameras: Sequence[SceneCamera]) -> None:
         scene = build_scene(tuple(cameras))
         self._model: Any = scene.model
         self._data: Any = scene.new_data()
@@ -66,7 +66,7 @@ class Painter:
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
 
-    def draw(self, camera: Camera) -> NDArray[np.uint8]:
+    def draw(self, camera: SceneCamera) -> NDArray[np.uint8]:
         """The picture as uint8 [H, W, 3] RGB."""
         mujoco.mjv_updateScene(
             self._model,
@@ -91,7 +91,7 @@ def encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
 
 
 def paint(
-    cameras: Sequence[Camera],
+    cameras: Sequence[SceneCamera],
     pictures: dict[str, Pictures],
     shared: SharedState,
     running: Callable[[], bool],

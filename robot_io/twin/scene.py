@@ -72,7 +72,7 @@ _PADS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Camera:
+class SceneCamera:
     """One camera of the scene and the size of its picture."""
 
     name: str
@@ -99,7 +99,7 @@ class Scene:
         return data
 
 
-def parse_camera(text: str) -> Camera:
+def parse_camera(text: str) -> SceneCamera:
     """``NAME:WxH@FPS``, for instance ``overhead:128x96@30``.
 
     Raises:
@@ -109,7 +109,7 @@ def parse_camera(text: str) -> Camera:
         name, rest = text.split(":")
         size, fps = rest.split("@")
         width, height = size.split("x")
-        camera = Camera(name, int(width), int(height), float(fps))
+        camera = SceneCamera(name, int(width), int(height), float(fps))
     except ValueError:
         raise BadCameraSpec(
             f"camera {text!r} does not read NAME:WxH@FPS, as in overhead:128x96@30"
@@ -121,7 +121,7 @@ def parse_camera(text: str) -> Camera:
     return camera
 
 
-def check_names(cameras: Sequence[Camera]) -> None:
+def check_names(cameras: Sequence[SceneCamera]) -> None:
     """Refuse cameras that the model has not, and a name given twice.
 
     Raises:
@@ -187,7 +187,7 @@ def model_path() -> Path:
     return Path(found.origin).parent / "assets" / "SO101_menagerie" / "so101.xml"
 
 
-def build_scene(cameras: tuple[Camera, ...] = ()) -> Scene:
+def build_scene(cameras: tuple[SceneCamera, ...] = ()) -> Scene:
     """Compile arm, table, cube and cameras; ``cameras`` only sizes the offscreen buffer."""
     spec = mujoco.MjSpec.from_file(str(model_path()))
     spec.option.timestep = TIMESTEP_S

@@ -7,7 +7,7 @@ file system that could be left behind.
 
 | block | writer | shape |
 |---|---|---|
-| ``commands(arm)`` | bus | [6, len(Command)] what the firmware of each servo asks of its motor |
+| ``commands(arm)`` | bus | [6, len(SharedCommand)] what a servo's firmware asks of its motor |
 | ``servos(arm)`` | physics | [6, len(Servo)] what each motor and encoder measures |
 | ``world`` | physics | [len(World)] clock, cube, counters |
 | ``pose`` | physics | [13] MuJoCo ``qpos``, for the renderer |
@@ -32,7 +32,7 @@ N_JOINTS = len(JOINTS)
 Float = NDArray[np.float64]
 
 
-class Command(IntEnum):
+class SharedCommand(IntEnum):
     """Columns of a command block: the servo's registers, as the motor model needs them."""
 
     TORQUE_ENABLE = 0
@@ -131,7 +131,7 @@ class SharedState:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         shapes: list[tuple[int, ...]] = [
-            *((N_JOINTS, len(Command)) for _ in ARMS),
+            *((N_JOINTS, len(SharedCommand)) for _ in ARMS),
             *((N_JOINTS, len(Servo)) for _ in ARMS),
             (len(World),),
             (N_POSE,),

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from robot_io.packet import InstructionPacket, PacketParser
-from robot_io.twin.chain import Answer, Chain
+from robot_io.twin.chain import Chain, ChainAnswer
 from robot_io.twin.children import act_as_hardware, become_child, receive, reply
 from robot_io.twin.errors import BadRequest
 from robot_io.twin.faults import Fault, FaultKind, FaultPlan, parse_fault
@@ -47,7 +47,7 @@ _TERMIOS2 = struct.Struct("=4IB19B2I")
 _PRIORITY = 30  # above the agents' control loops, which wait for the servos
 
 
-class Port:
+class PseudoPort:
     """One pty behind a link in the twin's folder."""
 
     def __init__(self, link: Path) -> None:
@@ -108,7 +108,7 @@ class ArmBus:
     def __init__(
         self,
         arm: str,
-        port: Port,
+        port: PseudoPort,
         shared: SharedState,
         centre_tick: tuple[int, ...],
         eeprom: dict[int, bytes],
@@ -184,7 +184,7 @@ class ArmBus:
         return due, changed
 
     def _transmit(
-        self, answers: tuple[Answer, ...], at_s: float, byte_s: float
+        self, answers: tuple[ChainAnswer, ...], at_s: float, byte_s: float
     ) -> list[tuple[float, bytes]]:
         """When each answer's bytes reach the host; those of one moment are joined."""
         sent: list[tuple[float, bytes]] = []
@@ -322,7 +322,7 @@ def main(argv: list[str]) -> int:
     buses = {
         arm: ArmBus(
             arm,
-            Port(directory / arm),
+            PseudoPort(directory / arm),
             shared,
             assembly.centre_tick[arm],
             load_eeprom(directory, arm),

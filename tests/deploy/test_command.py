@@ -1,5 +1,7 @@
 """`armada` hands each command to its room, and says what there is when there is none."""
 
+from __future__ import annotations
+
 import importlib
 import subprocess
 import sys

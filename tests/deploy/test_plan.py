@@ -1,5 +1,7 @@
 """The demo's plan keeps its promises about who saw what."""
 
+from __future__ import annotations
+
 import itertools
 import math
 

@@ -1,5 +1,7 @@
 """The demo's processes end by pid, and a death is reported with its last words."""
 
+from __future__ import annotations
+
 import os
 import sys
 import time

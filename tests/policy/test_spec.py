@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import pytest
 from synthetic_pick import JOINTS, tiny_spec
 

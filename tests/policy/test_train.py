@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ def trained(steps: int, mu: float = 0.0) -> tuple[torch.nn.Module, float]:
     policy = build_policy(SPEC, NORMALIZER, seed=1)
     base = read_weights(policy)
     training = LocalTraining(policy, SPEC)
-    training.hold_to(base, mu)
+    training.set_proximal(base, mu)
     batches = VectorBatches(FRAMES, SPEC, NORMALIZER, seed=2)
     for _ in range(steps):
         training.step(batches.draw())
@@ -101,12 +103,12 @@ def test_the_gradient_of_the_proximal_term_is_mu_times_the_distance() -> None:
     policy = build_policy(SPEC, NORMALIZER, 1)
     training = LocalTraining(policy, SPEC)
     base = {name: array - 0.5 for name, array in read_weights(policy).items()}
-    training.hold_to(base, mu=3.0)
+    training.set_proximal(base, mu=3.0)
     training._proximal().backward()
     for parameter in trainable_parameters(policy).values():
         torch.testing.assert_close(parameter.grad, torch.full_like(parameter, 1.5))
     with pytest.raises(BadWeights):
-        training.hold_to({"a": np.zeros(1, np.float32)}, 1.0)
+        training.set_proximal({"a": np.zeros(1, np.float32)}, 1.0)
 
 
 def test_held_out_error_is_lerobots_loss_and_leaves_the_mode_alone() -> None:

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from policy.durable import write_durably
+from host.files import write_durable
 from policy.errors import BadWeights
 from policy.weights import (
     add,
@@ -111,9 +113,9 @@ def test_a_truncated_file_is_refused_and_a_missing_one_is_missing(tmp_path: Path
 
 def test_a_refused_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     target = tmp_path / "state.json"
-    write_durably(target, b"old")
+    write_durable(target, b"old")
     blocked = tmp_path / "state.json" / "below"  # its folder is a file
     with pytest.raises(OSError):
-        write_durably(blocked, b"new")
+        write_durable(blocked, b"new")
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]

@@ -1,5 +1,7 @@
 """Messages survive the wire, and nothing that comes over it can make the receiver fail."""
 
+from __future__ import annotations
+
 import json
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Each message once, in order, from its own identity, in its time."""
 
+from __future__ import annotations
+
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,5 +1,7 @@
 """Topics go both ways; a manifest is its own bytes; a bundle says what it lacks."""
 
+from __future__ import annotations
+
 import json
 from hashlib import sha256
 from pathlib import Path

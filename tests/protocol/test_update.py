@@ -1,5 +1,7 @@
 """The update codec: what goes in comes out, and nothing else ever gets in."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import pickle

@@ -8,19 +8,19 @@ A system test needs the daemon without the rooms that it does not test.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 from pathlib import Path
 
 from agent.config import load_config
-from agent.daemon import run_agent
-from agent.processes import process_table
+from agent.supervisor.daemon import run_agent
+from agent.supervisor.process_table import process_table
+from host.logs import set_up_logging
 
 
 def main() -> None:
     """Run until SIGTERM."""
     config_path, names, *trainer = sys.argv[1:]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up_logging()
     config = load_config(Path(config_path))
     rows = [row for row in process_table(config) if row.name in names.split(",")]
     if trainer:

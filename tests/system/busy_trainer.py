@@ -6,8 +6,8 @@ import os
 import signal
 import time
 
-from agent.launch import bind_to_parent
-from agent.link import ChildLink
+from agent.child.link import ChildLink
+from host.launch import bind_to_parent
 
 
 def main() -> None:

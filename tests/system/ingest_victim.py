@@ -6,6 +6,8 @@ For each line on standard input it starts one pass and prints its process id; th
 "done" when it has taken all that was waiting.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path
@@ -14,9 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import datasets.config
 
-import agent.training.dataset_writer
+import agent.dataset.writer
 from agent.config import load_config
-from agent.training.ingest import Ingest
+from agent.dataset.ingest import Ingest
 
 BATCH = 2  # small, so that a pass has many commits to be killed in
 
@@ -39,5 +41,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert agent.training.dataset_writer
+    assert agent.dataset.writer
     main()

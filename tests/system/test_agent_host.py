@@ -24,7 +24,7 @@ from agent.errors import AgentUnreachable, RequestFailed
 
 pytestmark = pytest.mark.system
 
-ARMADA = [sys.executable, "-m", "agent"]
+ARMADA = [sys.executable, "-m", "deploy.command"]
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_a_second_agent_on_the_same_folder_is_refused(
 ) -> None:
     site, _, client = robot
     second = subprocess.run(
-        [sys.executable, "-m", "agent", "agent", "run", "--config", str(site.config_path)],
+        [sys.executable, "-m", "deploy.command", "agent", "run", "--config", str(site.config_path)],
         capture_output=True,
         text=True,
         timeout=30,

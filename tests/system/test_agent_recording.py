@@ -250,7 +250,7 @@ def test_a_full_disk_refuses_the_episode(calibrated: tuple[Site, Person]) -> Non
 
 def test_armada_record_saves_its_episodes_and_parks(robot: Robot) -> None:
     site, person, client = robot
-    command = [sys.executable, "-m", "agent", "record", "--config", str(site.config_path)]
+    command = [sys.executable, "-m", "deploy.command", "record", "--config", str(site.config_path)]
     times = ["--episode-time-s", "0.7", "--reset-time-s", "0.1"]
     done = subprocess.run(
         [*command, "--task", TASK, "--episodes", "2", *times],

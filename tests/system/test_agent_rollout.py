@@ -9,11 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "agent" / "rollout"))
 from agent_site import (
     TASK,
     Person,
@@ -30,8 +27,8 @@ from tiny_policy import write_policy
 
 from agent.client import AgentClient
 from agent.errors import RequestFailed
+from agent.policies.store import PolicyStore
 from agent.recording.journal import EpisodeReader
-from agent.rollout.store import PolicyStore
 
 pytestmark = pytest.mark.system
 
@@ -146,7 +143,7 @@ def test_a_policy_that_is_not_there_or_damaged_is_refused_and_idle_again(robot: 
 
 def test_armada_rollout_runs_its_episodes_and_parks(robot: Robot) -> None:
     site, person, client = robot
-    command = [sys.executable, "-m", "agent", "rollout", "--config", str(site.config_path)]
+    command = [sys.executable, "-m", "deploy.command", "rollout", "--config", str(site.config_path)]
     done = subprocess.run(
         [*command, "--policy", "active", "--episodes", "2", "--seconds", "0.5"],
         capture_output=True,
@@ -159,7 +156,7 @@ def test_armada_rollout_runs_its_episodes_and_parks(robot: Robot) -> None:
     assert client.status()["state"] == "idle"
     assert torque(person) == [False] * 6
     shown = subprocess.run(
-        [sys.executable, "-m", "agent", "status", "--config", str(site.config_path)],
+        [sys.executable, "-m", "deploy.command", "status", "--config", str(site.config_path)],
         capture_output=True,
         text=True,
         timeout=60,

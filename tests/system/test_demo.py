@@ -1,5 +1,7 @@
 """The whole fleet, small: every walk completes, and Ctrl-C leaves nothing behind."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal

@@ -3,6 +3,8 @@
 Also what a robot is told when the broker is away, or is not the one that it was enrolled with.
 """
 
+from __future__ import annotations
+
 import datetime
 import shutil
 import socket
@@ -14,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.broker import write_broker_files
 from coordinator.config import CoordinatorConfig, Ports
-from coordinator.enrolment import Authority, Layout, create_identities, enrol
+from coordinator.identity.enrolment import Authority, create_identities, enrol
+from coordinator.identity.layout import Layout
+from coordinator.identity.mosquitto import write_broker_files
 from protocol.bundle import Endpoint
 from protocol.connection import Connection, Inbound, TlsFiles, Will
 from protocol.messages import AgentEvent, Envelope
@@ -118,7 +121,7 @@ class Peer:
     def _connected(self) -> None:
         self.connects += 1
 
-    def up(self) -> "Peer":
+    def up(self) -> Peer:
         assert until(lambda: self.connection.connected), self.connection.error
         return self
 

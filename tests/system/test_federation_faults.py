@@ -1,5 +1,7 @@
 """The federation process alone, with everything outside wrong: it says so once, and lives on."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -15,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from agent.link import LINK_FD, ParentLink
+from agent.child.link import LINK_FD, ParentLink
 from coordinator.cli import main as coordinator
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]

@@ -3,6 +3,8 @@
 The trainers are this test: it fills each robot's exchange folder as a trainer would.
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 import signal

@@ -1,5 +1,7 @@
 """Real SuperLink, three real SuperNodes, TLS with our own authority, nodes known by their keys."""
 
+from __future__ import annotations
+
 import datetime
 import io
 import os
@@ -18,10 +20,11 @@ import pytest
 from agent.federation.supernode import SuperNode
 from agent.training.exchange import BaseInfo, Contribution, TrainingExchange
 from coordinator.config import CoordinatorConfig, Ports
-from coordinator.enrolment import Authority, Layout, create_identities, enrol
 from coordinator.federation.driver import Member, RoundDriver, RoundOrder
 from coordinator.federation.errors import FederationError
 from coordinator.federation.superlink import superlink_access, superlink_command
+from coordinator.identity.enrolment import Authority, create_identities, enrol
+from coordinator.identity.layout import Layout
 from policy.statistics import Normalizer
 from policy.weights import load_weights, save_weights, weights_digest
 from protocol.bundle import load_bundle

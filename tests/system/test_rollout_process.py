@@ -1,5 +1,7 @@
 """Asynchronous inference with a real process: the loop keeps its time whatever becomes of it."""
 
+from __future__ import annotations
+
 import gc
 import hashlib
 import signal
@@ -12,17 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "agent" / "rollout"))
 from tiny_policy import STEP, tiny_spec, write_config, write_policy
 
 from agent.config import load_config
 from agent.control.observation import Observation, SourceAction
-from agent.rollout.channel import PolicyChannel
-from agent.rollout.errors import InferenceLate
-from agent.rollout.policy_source import PolicySource
-from agent.rollout.qualify import qualify
-from agent.rollout.store import PolicyStore
+from agent.control.policy_source import PolicySource
+from agent.inference.channel import PolicyChannel
+from agent.inference.errors import InferenceLate
+from agent.policies.qualification import qualify
+from agent.policies.store import PolicyStore
 from policy.spec import PolicySpec
 from protocol.manifest import FileEntry, ReleaseManifest
 
@@ -65,7 +65,7 @@ class Robot:
         self.tick = 0
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "agent.rollout.inference"]
+        command = [sys.executable, "-m", "agent.inference.process"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--config", str(self.config_path)],

@@ -1,5 +1,7 @@
 """Ingest and trainer as real processes: killed, frozen, continued."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import random
@@ -13,15 +15,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "policy"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "agent" / "training"))
 from bases import base
 from written_episodes import configured, write_config, write_episode
 
+from agent.dataset.versions import DatasetVersions
 from agent.recording.journal import EpisodeReader
 from agent.training.exchange import TrainingExchange
-from agent.training.generations import DatasetGenerations
 from policy.batches import load_frames
 from policy.spec import ACTION
 
@@ -90,7 +89,7 @@ def test_ingest_killed_at_random_instants_loses_no_episode_and_takes_none_twice(
     assert kills >= 10, "most passes must have been cut off, or nothing was tested"
     assert one_pass(None)
 
-    ledger = [entry.episode_id for entry in DatasetGenerations(config.dataset_dir).ledger()]
+    ledger = [entry.episode_id for entry in DatasetVersions(config.dataset_dir).ledger()]
     assert sorted(ledger) == [f"episode-{number:04d}" for number in range(written)]
     frames = load_frames(config.dataset_dir.resolve())
     assert frames.episodes == list(range(written))
@@ -116,7 +115,7 @@ def test_ingest_and_trainer_work_side_by_side_and_survive_freezing_and_killing(
     for number in range(3):
         write_episode(config.journal_dir, number, frames=20)
     exchange.install_base(*base(0))
-    start("agent.training.ingest", path, started)
+    start("agent.dataset.ingest", path, started)
     trainer = start("agent.training.trainer", path, started)
     wait_for(lambda: exchange.sketch() is not None, START_S)
     wait_for(lambda: exchange.contribution_info() is not None, START_S)

@@ -1,5 +1,7 @@
 """The client app answers out of the exchange, and declines in one clear line."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from agent.federation.client_app import ClientApp
-from agent.federation.errors import Refusal
+from agent.federation.errors import RequestDeclined
 from agent.training.exchange import BaseInfo, Contribution, TrainingExchange
 from policy.statistics import Normalizer
 from policy.weights import weights_digest
@@ -129,7 +131,7 @@ def test_statistics_are_the_sketch_as_ingest_wrote_it(app, exchange):
 
 
 def test_no_statistics_yet_is_said(app):
-    with pytest.raises(Refusal, match="nothing was recorded"):
+    with pytest.raises(RequestDeclined, match="nothing was recorded"):
         app.handle(STATISTICS, pack(StatisticsRequest(round=0)))
 
 
@@ -153,7 +155,7 @@ def test_a_base_that_is_not_the_one_announced_leaves_the_old_one(app, exchange):
         ),
         encode_update(weights(3.0)),
     )
-    with pytest.raises(Refusal, match="digest"):
+    with pytest.raises(RequestDeclined, match="digest"):
         app.handle(INSTALL, request)
     assert exchange.base_info().digest == weights_digest(weights(1.0))
 
@@ -184,10 +186,10 @@ def test_a_delta_too_large_for_float16_travels_whole(app, exchange):
 
 def test_nothing_gained_is_declined(app, exchange):
     base = weights()
-    with pytest.raises(Refusal, match="not published"):
+    with pytest.raises(RequestDeclined, match="not published"):
         app.handle(TRAIN, train_request(base))
     exchange.publish_contribution(weights(), contribution(base, steps=0))
-    with pytest.raises(Refusal, match="made no step"):
+    with pytest.raises(RequestDeclined, match="made no step"):
         app.handle(TRAIN, train_request(base))
 
 
@@ -198,7 +200,7 @@ def test_work_that_went_into_the_new_base_is_not_handed_over_again(app, exchange
     reply_to_train(app, train_request(old))
     app.handle(INSTALL, install_request(new, 1, merged_base=weights_digest(old)))
     exchange.publish_contribution(weights(0.6), contribution(old, sequence=2))
-    with pytest.raises(Refusal, match=r"nothing new: .* went into round 1"):
+    with pytest.raises(RequestDeclined, match=r"nothing new: .* went into round 1"):
         app.handle(TRAIN, train_request(new))
     exchange.publish_contribution(weights(0.1), contribution(new, sequence=3))
     assert reply_to_train(app, train_request(new))[0].sequence == 3
@@ -258,33 +260,33 @@ def test_work_of_another_window_does_not_count(app, exchange):
     base = weights()
     app.handle(INSTALL, install_request(base))
     exchange.publish_contribution(weights(0.2), contribution(base, window_id="w0"))
-    with pytest.raises(Refusal, match="no work in this window"):
+    with pytest.raises(RequestDeclined, match="no work in this window"):
         app.handle(TRAIN, window_request(base))
     assert exchange.work_order() is None
 
 
 def test_a_window_on_a_base_that_is_not_installed_is_declined_at_once(app, clock):
-    with pytest.raises(Refusal, match="is not installed"):
+    with pytest.raises(RequestDeclined, match="is not installed"):
         app.handle(TRAIN, window_request(weights(9.0)))
     assert clock.now_s == 1000.0
 
 
 @pytest.mark.parametrize("kind", ["query", "evaluate", "train.shell"])
 def test_an_unknown_message_is_declined(app, kind):
-    with pytest.raises(Refusal, match="unknown message type"):
+    with pytest.raises(RequestDeclined, match="unknown message type"):
         app.handle(kind, pack(StatisticsRequest(round=0)))
 
 
 def test_a_request_that_does_not_fit_is_declined(app):
-    with pytest.raises(Refusal, match="TrainRequest"):
+    with pytest.raises(RequestDeclined, match="TrainRequest"):
         app.handle(TRAIN, pack(StatisticsRequest(round=0)))
-    with pytest.raises(Refusal, match="blob"):
+    with pytest.raises(RequestDeclined, match="blob"):
         app.handle(STATISTICS, pack(StatisticsRequest(round=0), b"x"))
 
 
 def test_a_damaged_exchange_is_declined_with_its_file(app, exchange):
     (exchange.folder / "contribution.safetensors").write_bytes(b"garbage")
-    with pytest.raises(Refusal, match=r"contribution\.safetensors"):
+    with pytest.raises(RequestDeclined, match=r"contribution\.safetensors"):
         app.handle(TRAIN, train_request(weights()))
 
 

@@ -1,5 +1,7 @@
 """SuperNode's own reading of its children: what the operator is told, and who is ended when."""
 
+from __future__ import annotations
+
 import os
 import re
 import socket

@@ -1,5 +1,7 @@
 """The driver never hangs and never raises for what a SuperLink does: it says what was wrong."""
 
+from __future__ import annotations
+
 import json
 import os
 import socket

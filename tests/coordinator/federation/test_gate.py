@@ -1,5 +1,7 @@
 """The gate refuses what cannot be averaged and bounds what can."""
 
+from __future__ import annotations
+
 import math
 import re
 

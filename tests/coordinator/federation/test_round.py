@@ -1,5 +1,7 @@
 """A round from order to result, against members that do all sorts of things."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization

@@ -1,5 +1,7 @@
 """Flower's strategies do what they say on our weights, and only where they are defined."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from robot_io.sts3215 import EEPROM_END, MODEL_NUMBER, REGISTERS, ServoError
 from robot_io.twin.firmware import TABLE_SIZE, Measured, Override, ServoFirmware
-from robot_io.twin.shared import Command, Servo
+from robot_io.twin.shared import Servo, SharedCommand
 
 
 class Joint:
@@ -90,7 +90,7 @@ def test_no_write_breaks_the_table(address: int, data: bytes) -> None:
     servo.write(address, data)
     assert len(servo.read(0, TABLE_SIZE)) == TABLE_SIZE
     assert get(servo, "Model_Number") == MODEL_NUMBER
-    assert len(servo.command_row()) == len(Command)
+    assert len(servo.command_row()) == len(SharedCommand)
     assert len(servo.saved_eeprom) == EEPROM_END
 
 
@@ -121,7 +121,7 @@ def test_the_goal_stays_within_the_position_limits(servo: ServoFirmware) -> None
     put(servo, "Max_Position_Limit", 3000)
     for goal, sent in ((500, 1000), (2000, 2000), (4000, 3000), (-5, 1000)):
         put(servo, "Goal_Position", goal)
-        assert servo.command_row()[Command.GOAL_TICK] == sent
+        assert servo.command_row()[SharedCommand.GOAL_TICK] == sent
 
 
 def test_torque_128_makes_here_the_middle_and_leaves_torque_as_it_was(
@@ -175,4 +175,4 @@ def test_an_injected_overheat_shows_in_register_error_byte_and_motor(
     servo.override = Override(ServoError.OVERHEAT.value, temperature_c=78)
     assert get(servo, "Present_Temperature") == 78
     assert servo.error() == ServoError.OVERHEAT
-    assert servo.command_row()[Command.FORCED_ERROR] == ServoError.OVERHEAT
+    assert servo.command_row()[SharedCommand.FORCED_ERROR] == ServoError.OVERHEAT

@@ -15,14 +15,14 @@ from robot_io.twin.motor import (
     encoder_ticks,
     goal_angles,
 )
-from robot_io.twin.shared import N_JOINTS, Command, Float
+from robot_io.twin.shared import N_JOINTS, Float, SharedCommand
 
 DT_S = 0.005
 CENTRE = np.full(N_JOINTS, 2000.0)
 
 
 def commands(**columns: float) -> Float:
-    command = np.zeros((N_JOINTS, len(Command)))
+    command = np.zeros((N_JOINTS, len(SharedCommand)))
     defaults = {
         "TORQUE_ENABLE": 1,
         "MAX_VELOCITY_TICK_S": 3200,
@@ -37,7 +37,7 @@ def commands(**columns: float) -> Float:
         "UNLOAD_ON": 44,
     }
     for name, value in (defaults | columns).items():
-        command[:, Command[name]] = value
+        command[:, SharedCommand[name]] = value
     return command
 
 

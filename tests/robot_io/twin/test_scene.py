@@ -13,7 +13,7 @@ from robot_io.twin.scene import (
     CUBE_HUE_DEG,
     CUBE_SIZE_M,
     REST_JOINTS_RAD,
-    Camera,
+    SceneCamera,
     build_scene,
     check_names,
     joint_ranges_rad,
@@ -55,7 +55,7 @@ def test_nothing_but_the_cube_has_the_cubes_hue() -> None:
 def test_the_homography_is_the_cameras_projection_at_the_cubes_centre(
     width: int, height: int
 ) -> None:
-    scene = build_scene((Camera("overhead", width, height, 30),))
+    scene = build_scene((SceneCamera("overhead", width, height, 30),))
     data = scene.new_data()
     camera = scene.model.camera("overhead").id
     focal = height / 2 / np.tan(np.radians(scene.model.cam_fovy[camera]) / 2)
@@ -98,6 +98,6 @@ def test_a_camera_that_does_not_read_right_is_refused(text: str) -> None:
 
 def test_a_camera_that_the_model_has_not_is_refused_with_those_it_has() -> None:
     with pytest.raises(BadCameraSpec, match="overhead"):
-        check_names([Camera("ceiling", 64, 64, 30)])
+        check_names([SceneCamera("ceiling", 64, 64, 30)])
     with pytest.raises(BadCameraSpec, match="twice"):
-        check_names([Camera("overhead", 64, 64, 30)] * 2)
+        check_names([SceneCamera("overhead", 64, 64, 30)] * 2)

@@ -1,0 +1,211 @@
+"""The process that runs the policy: `python -m agent.inference.process --config FILE`.
+
+It may hang or die; the control loop does not wait for it. It connects to the inference socket and
+answers two things: `load` (a policy folder, checked against its manifest and this robot) and
+`infer` (an observation). Of several observations that wait, only the newest is worked on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.child.link import ChildLink
+from agent.config import AgentConfig, load_config
+from agent.errors import ConfigError, LinkClosed
+from agent.inference.channel import InferenceEnd
+from agent.inference.errors import BadFrame, ControlGone
+from agent.inference.wire import Array, InferenceMessage
+from agent.policies.compatibility import (
+    PolicyFolder,
+    RobotSignature,
+    incompatibilities,
+    read_policy_folder,
+)
+from agent.policies.errors import PolicyRefused
+from agent.policies.graph import (
+    INFERENCE_ERRORS,
+    blank_observation,
+    load_graph,
+    measure_latency_ms,
+    percentile,
+)
+from host.logs import set_up_logging
+from policy.session import OnnxPolicy
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.2  # how long one wait for a request lasts: the heartbeat's period
+_RECONNECT_S = 0.2
+_STATUS_PERIOD_S = 1.0
+_WARM_UP_RUNS = 20
+_WARM_UP_S = 2.0
+
+_POLICY_ERRORS: tuple[type[Exception], ...] = (PolicyRefused, *INFERENCE_ERRORS)
+
+Reply = tuple[dict[str, Any], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    folder: PolicyFolder
+    policy: OnnxPolicy
+
+
+@dataclass
+class _Counts:
+    answered: int = 0
+    failed: int = 0
+    superseded: int = 0
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=256))
+
+
+class PolicyServer:
+    """Answers frames. Knows no socket."""
+
+    def __init__(self, robot: RobotSignature, threads: int) -> None:
+        """Take the robot that policies must fit, and ONNX Runtime's threads."""
+        self._robot = robot
+        self._threads = threads
+        self._loaded: _Loaded | None = None
+        self.counts = _Counts()
+
+    def answer(self, frames: list[InferenceMessage]) -> list[Reply]:
+        """Answer each load, then the newest observation; older ones get no answer."""
+        replies = [self._load(frame) for frame in frames if frame.kind == "load"]
+        observations = [frame for frame in frames if frame.kind == "infer"]
+        self.counts.superseded += max(0, len(observations) - 1)
+        if observations:
+            replies.append(self._infer(observations[-1]))
+        return replies
+
+    def status(self) -> dict[str, Any]:
+        """Return what the agent's status shows of this process."""
+        loaded = self._loaded
+        times = list(self.counts.latencies_ms)
+        return {
+            "policy": None if loaded is None else loaded.folder.name,
+            "version": None if loaded is None else loaded.folder.manifest.version,
+            "answered": self.counts.answered,
+            "failed": self.counts.failed,
+            "superseded": self.counts.superseded,
+            "latency_p50_ms": round(percentile(times, 50), 3) if times else None,
+            "latency_p99_ms": round(percentile(times, 99), 3) if times else None,
+        }
+
+    def _load(self, frame: InferenceMessage) -> Reply:
+        command = frame.header.get("command")
+        try:
+            loaded, latency_ms = self._open(Path(str(frame.header.get("dir"))))
+        except _POLICY_ERRORS as error:
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            log.warning("policy refused: %s", line)
+            return {"kind": "refused", "command": command, "error": line}, {}
+        self._loaded = loaded
+        log.info("policy %s loaded, %.1f ms a chunk", loaded.folder.name, latency_ms)
+        return {
+            "kind": "loaded",
+            "command": command,
+            "policy": loaded.folder.name,
+            "version": loaded.folder.manifest.version,
+            "digest": loaded.folder.onnx_digest,
+            "latency_ms": latency_ms,
+            "spec": loaded.folder.spec.to_json(),
+        }, {}
+
+    def _open(self, path: Path) -> tuple[_Loaded, float]:
+        folder = read_policy_folder(path)
+        reasons = incompatibilities(folder.spec, self._robot)
+        if reasons:
+            raise PolicyRefused(f"policy {folder.name} does not fit: {'; '.join(reasons)}")
+        policy = load_graph(folder, self._threads)
+        times = measure_latency_ms(
+            policy, blank_observation(folder.spec), runs=_WARM_UP_RUNS, within_s=_WARM_UP_S
+        )
+        return _Loaded(folder, policy), percentile(times, 50)
+
+    def _infer(self, frame: InferenceMessage) -> Reply:
+        request = frame.header.get("id")
+        loaded = self._loaded
+        begun_s = time.perf_counter()
+        try:
+            if loaded is None:
+                raise PolicyRefused("no policy is loaded")
+            if frame.header.get("digest") != loaded.folder.onnx_digest:
+                raise PolicyRefused(f"another policy is loaded: {loaded.folder.name}")
+            actions = loaded.policy.infer(frame.arrays)
+        except _POLICY_ERRORS as error:
+            self.counts.failed += 1
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return {"kind": "failed", "id": request, "error": line}, {}
+        took_ms = (time.perf_counter() - begun_s) * 1000.0
+        self.counts.answered += 1
+        self.counts.latencies_ms.append(took_ms)
+        return {"kind": "chunk", "id": request, "inference_ms": took_ms}, {"action": actions}
+
+
+def serve(config: AgentConfig, link: ChildLink) -> None:
+    """Serve until the supervisor is gone. Raises LinkClosed."""
+    server = PolicyServer(RobotSignature.of(config), config.rollout.threads)
+    complained = False
+    while True:
+        link.heartbeat()
+        try:
+            end = InferenceEnd(config.inference_socket)
+        except ControlGone as error:
+            if not complained:
+                log.warning("%s; trying again", error)
+                complained = True
+            link.receive(_RECONNECT_S)
+            continue
+        complained = False
+        log.info("connected to control")
+        try:
+            _serve_connection(end, server, link)
+        except (ControlGone, BadFrame) as error:
+            log.warning("%s", error)
+        finally:
+            end.close()
+
+
+def _serve_connection(end: InferenceEnd, server: PolicyServer, link: ChildLink) -> None:
+    next_status_s = 0.0
+    while True:
+        link.heartbeat()
+        while link.receive() is not None:
+            pass  # the supervisor's state changes nothing here; reading it notices its end
+        for header, arrays in server.answer(end.receive(_POLL_S)):
+            end.send(header, arrays)
+        if time.monotonic() >= next_status_s:
+            next_status_s = time.monotonic() + _STATUS_PERIOD_S
+            link.send("status", **server.status())
+
+
+def main(argv: list[str]) -> int:
+    """Run the process; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m agent.inference.process")
+    parser.add_argument("--config", type=Path, required=True, help="the agent's TOML file")
+    arguments = parser.parse_args(argv)
+    set_up_logging()
+    try:
+        config = load_config(arguments.config)
+    except ConfigError as error:
+        log.error("%s", error)  # noqa: TRY400 - one line, the traceback says nothing to the reader
+        return 2
+    link = ChildLink.from_environment()
+    try:
+        serve(config, link)
+    except LinkClosed:
+        log.info("the supervisor is gone; process %d ends", os.getpid())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

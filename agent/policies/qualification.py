@@ -1,0 +1,210 @@
+"""May a policy drive this robot? `python -m agent.policies.qualification DIR [--config FILE]`.
+
+A downloaded policy is run in a child process with a time limit: one that hangs, eats its memory or
+crashes the runtime is a failed qualification with a reason. It qualifies when its files match the
+manifest, it fits this robot's features, cameras and rate, its golden observations give the golden
+actions within the manifest's tolerance, and it is quick enough to be asked again before half of a
+chunk has been played. One line of JSON on stdout; exit code 0 when it qualified, 1 when not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.config import load_config
+from agent.errors import ConfigError
+from agent.policies.compatibility import (
+    PolicyFolder,
+    RobotSignature,
+    incompatibilities,
+    read_policy_folder,
+)
+from agent.policies.errors import PolicyRefused
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT_S = 120.0
+_LATENCY_RUNS = 100
+_LATENCY_S = 3.0
+_WORST_LATENCY_OF_CHUNK = 0.5  # slower than this and the arm plays stale plans, then stands still
+
+
+@dataclass(frozen=True)
+class Qualification:
+    """The verdict. Errors in raw joint units; None where it was not got so far."""
+
+    ok: bool
+    version: int | None = None
+    max_abs_error: float | None = None
+    latency_p99_ms: float | None = None
+    reasons: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return one line of JSON."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Qualification:
+        """Read `to_json`'s line. Raises ValueError."""
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("not a JSON object")  # noqa: TRY004 - the text is wrong, not a type
+        try:
+            return cls(**{**data, "reasons": tuple(data["reasons"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a qualification: {error}") from error
+
+
+def qualify(
+    policy_dir: Path,
+    config_path: Path | None = None,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> Qualification:
+    """Judge a policy folder in a child process; without a config, this robot is left out.
+
+    Never raises for what the policy does; OSError when the child cannot be started.
+    """
+    command = [sys.executable, "-m", "agent.policies.qualification", str(policy_dir), "--here"]
+    command += ["--timeout", str(timeout_s)]
+    if config_path is not None:
+        command += ["--config", str(config_path)]
+    try:
+        done = subprocess.run(  # its stderr goes where ours goes
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        return _failed(f"the policy did not finish its trial within {timeout_s:g} s")
+    if done.returncode < 0:
+        return _failed(f"the policy crashed its trial ({signal.Signals(-done.returncode).name})")
+    try:
+        return Qualification.from_json(done.stdout)
+    except ValueError:
+        return _failed(f"the policy's trial ended without a verdict (exit {done.returncode})")
+
+
+def examine(
+    policy_dir: Path,
+    robot: RobotSignature | None,
+    threads: int = 1,
+) -> Qualification:
+    """Judge a policy folder in this process, which the policy may crash or hang."""
+    try:
+        folder = read_policy_folder(policy_dir)
+    except PolicyRefused as error:
+        return _failed(str(error))
+    version = folder.manifest.version
+    reasons = list(incompatibilities(folder.spec, robot)) if robot is not None else []
+    if not folder.manifest.golden:
+        reasons.append(f"{policy_dir}: the manifest has no golden observations")
+    if reasons:
+        return Qualification(ok=False, version=version, reasons=tuple(reasons))
+    return _try_out(folder, threads)
+
+
+def _try_out(folder: PolicyFolder, threads: int) -> Qualification:
+    # ONNX Runtime is loaded here, so that the parent, which only starts a child, stays small.
+    from agent.policies.graph import (
+        INFERENCE_ERRORS,
+        golden_inputs,
+        load_graph,
+        measure_latency_ms,
+        percentile,
+    )
+
+    errors: tuple[type[Exception], ...] = (PolicyRefused, *INFERENCE_ERRORS)
+    manifest, spec = folder.manifest, folder.spec
+    wanted = (spec.chunk_size, len(spec.action_names))
+    worst = 0.0
+    reasons: list[str] = []
+    latency_ms: float | None = None
+    try:
+        policy = load_graph(folder, threads)
+        for index, golden in enumerate(manifest.golden):
+            expected = np.asarray(golden.action, dtype=np.float32)
+            got = policy.infer(golden_inputs(spec, golden))
+            if got.shape != wanted or expected.shape != wanted:
+                reasons.append(f"golden {index}: actions {list(got.shape)}, wanted {list(wanted)}")
+            elif not (np.isfinite(got).all() and np.isfinite(expected).all()):
+                reasons.append(f"golden {index}: an action is not finite")
+            else:
+                worst = max(worst, float(np.abs(got - expected).max()))
+        sample = golden_inputs(spec, manifest.golden[0])
+        times = measure_latency_ms(policy, sample, runs=_LATENCY_RUNS, within_s=_LATENCY_S)
+        latency_ms = percentile(times, 99)
+    except errors as error:
+        reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        return Qualification(ok=False, version=manifest.version, reasons=tuple(reasons))
+    if not worst <= manifest.tolerance:
+        reasons.append(
+            f"golden actions differ by {worst:.3g} joint units, allowed are {manifest.tolerance:g}"
+        )
+    budget_ms = _WORST_LATENCY_OF_CHUNK * spec.chunk_size / spec.fps * 1000.0
+    if latency_ms > budget_ms:
+        reasons.append(
+            f"a chunk takes {latency_ms:.0f} ms (99th percentile) on this host, allowed are "
+            f"{budget_ms:.0f} ms, half of the {spec.chunk_size / spec.fps:.2f} s that it lasts"
+        )
+    return Qualification(
+        ok=not reasons,
+        version=manifest.version,
+        max_abs_error=worst,
+        latency_p99_ms=latency_ms,
+        reasons=tuple(reasons),
+    )
+
+
+def _failed(reason: str) -> Qualification:
+    return Qualification(ok=False, reasons=(reason,))
+
+
+def _limit_this_process(timeout_s: float) -> None:
+    """Bound this child also when its parent was killed, and let it be the first to lack memory."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(math.ceil(timeout_s) + 1)
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError as error:
+        log.warning("oom_score_adj cannot be set: %s", error)
+
+
+def _here(policy_dir: Path, config_path: Path | None) -> Qualification:
+    if config_path is None:
+        return examine(policy_dir, None)
+    try:
+        config = load_config(config_path)
+    except ConfigError as error:
+        return _failed(str(error))
+    return examine(policy_dir, RobotSignature.of(config), config.rollout.threads)
+
+
+def main(argv: list[str]) -> int:
+    """Judge one folder; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m agent.policies.qualification")
+    parser.add_argument("dir", type=Path, help="folder with manifest.json and policy.onnx")
+    parser.add_argument("--config", type=Path, help="the agent's TOML file")
+    parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds")
+    parser.add_argument("--here", action="store_true", help="in this process, not in a child")
+    arguments: Any = parser.parse_args(argv)
+    if arguments.here:
+        _limit_this_process(arguments.timeout)
+        verdict = _here(arguments.dir, arguments.config)
+    else:
+        verdict = qualify(arguments.dir, arguments.config, timeout_s=arguments.timeout)
+    sys.stdout.write(verdict.to_json() + "\n")
+    return 0 if verdict.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,204 @@
+"""Policies on disk, and which one drives the arm.
+
+    <folder>/<version>/{manifest.json,policy.onnx}   complete, never changed
+    <folder>/local/…                                 this robot's own, never federated policy
+    <folder>/active.json                             {"active": "3", "previous": "2"}
+    <folder>/.incoming-*                             being filled; swept at the next start
+    <folder>/.outgoing-*                             being deleted; swept at the next start
+
+A version appears by one rename of a folder whose files are on disk already, and the choice of the
+active one by one rename of active.json. So a kill between any two steps leaves either the old or
+the new, and what is half done has a name that is never read. One process writes (federation);
+any may read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from agent.policies.compatibility import read_policy_folder
+from agent.policies.errors import NoSuchPolicy, PolicyRefused, StoreDamaged
+from host.files import sync_folder, write_durable
+
+ACTIVE = "active"
+LOCAL = "local"
+_ACTIVE_FILE = "active.json"
+_INCOMING = ".incoming-"
+_OUTGOING = ".outgoing-"
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+_VERSION = re.compile(r"^[0-9]{1,9}$")
+
+
+class PolicyStore:
+    """See the module. Every method leaves the store whole, also when it raises."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder; it is made when first written to."""
+        self.folder = folder
+
+    def stage(self) -> Path:
+        """Return a new empty folder to download into; `install` takes it. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self.folder))
+
+    def install(self, staged: Path, version: int | str) -> Path:
+        """Check a staged folder and make it the version of that name; return its final path.
+
+        The same release installed twice is no error. Raises PolicyRefused when a file does not
+        match the manifest, or another release already has that version; OSError.
+        """
+        name = _checked_name(version)
+        release = read_policy_folder(staged)
+        if name != LOCAL and str(release.manifest.version) != name:
+            raise PolicyRefused(
+                f"the manifest is of version {release.manifest.version}, announced was {name}"
+            )
+        target = self.folder / name
+        if target.exists():
+            present = read_policy_folder(target)
+            if present.manifest.digest() != release.manifest.digest():
+                raise PolicyRefused(f"another policy is already installed as version {name}")
+            self._discard(staged)
+            return target
+        for entry in sorted(staged.iterdir()):
+            _sync_file(entry)
+        staged.chmod(0o755)  # mkdtemp makes it private
+        sync_folder(staged)
+        staged.rename(target)
+        sync_folder(self.folder)
+        return target
+
+    def discard(self, staged: Path) -> None:
+        """Delete a staged folder that is not to be installed. Raises OSError."""
+        if staged.parent != self.folder or not staged.name.startswith(_INCOMING):
+            raise ValueError(f"{staged} is not a staged folder of this store")
+        self._discard(staged)
+
+    def activate(self, version: int | str) -> Path:
+        """Make an installed version the active one, from the next episode on; return its path.
+
+        The one active until now becomes the previous one. Raises NoSuchPolicy, PolicyRefused when
+        its files are damaged, StoreDamaged, OSError.
+        """
+        name = _checked_name(version)
+        path = self._existing(name)
+        read_policy_folder(path)
+        active, _ = self._choice()
+        if name != active:
+            self._choose(name, active)
+        return path
+
+    def roll_back(self) -> str:
+        """Return to the previous version, and its name. There is then no previous one.
+
+        Raises NoSuchPolicy when there is none, PolicyRefused when its files are damaged,
+        StoreDamaged, OSError.
+        """
+        active, previous = self._choice()
+        if previous is None:
+            raise NoSuchPolicy(f"nothing to roll back to: no policy was active before {active}")
+        read_policy_folder(self._existing(previous))
+        self._choose(previous, None)
+        return previous
+
+    def active(self) -> str | None:
+        """Return the active version's name, None when none was ever activated."""
+        return self._choice()[0]
+
+    def previous(self) -> str | None:
+        """Return the name of the version that `roll_back` would return to."""
+        return self._choice()[1]
+
+    def versions(self) -> list[int]:
+        """Return the installed release versions, oldest first (without `local`)."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if _VERSION.match(p.name))
+
+    def resolve(self, policy: int | str) -> Path:
+        """Return the folder of "active", "local" or a version.
+
+        Raises NoSuchPolicy, StoreDamaged.
+        """
+        if policy != ACTIVE:
+            return self._existing(_checked_name(policy))
+        name = self.active()
+        if name is None:
+            raise NoSuchPolicy(
+                "no policy is active yet: none was released to this robot, or none qualified"
+            )
+        return self._existing(name)
+
+    def prune(self, keep: int) -> list[str]:
+        """Delete all but the newest `keep` versions, the active and the previous one.
+
+        Returns the names deleted. Raises StoreDamaged, OSError.
+        """
+        kept = {*self._choice(), *map(str, self.versions()[-keep:] if keep else [])}
+        gone = [str(version) for version in self.versions() if str(version) not in kept]
+        for name in gone:
+            self._discard(self.folder / name)
+        return gone
+
+    def sweep(self) -> None:
+        """Delete what an earlier process left half done. Call once at start, before `stage`."""
+        if not self.folder.is_dir():
+            return
+        for path in list(self.folder.iterdir()):
+            if path.name.startswith((_INCOMING, _OUTGOING)):
+                shutil.rmtree(path)
+            elif path.name.startswith(f".{_ACTIVE_FILE}."):
+                path.unlink()
+
+    def _existing(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_dir():
+            known = ", ".join(map(str, self.versions())) or "none"
+            raise NoSuchPolicy(f"no policy {name!r} in {self.folder}; installed versions: {known}")
+        return path
+
+    def _choice(self) -> tuple[str | None, str | None]:
+        path = self.folder / _ACTIVE_FILE
+        try:
+            choice = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None, None
+        except ValueError as error:
+            raise StoreDamaged(
+                f"{path} is not JSON; delete it to start without a policy"
+            ) from error
+        match choice:
+            case {"active": str(active), "previous": str() | None as previous}:
+                return active, previous
+            case _:
+                raise StoreDamaged(f"{path} names no active policy; delete it to start without one")
+
+    def _choose(self, active: str, previous: str | None) -> None:
+        text = json.dumps({"active": active, "previous": previous})
+        write_durable(self.folder / _ACTIVE_FILE, text.encode())
+
+    def _discard(self, path: Path) -> None:
+        # Renamed first: a folder with half of its files must not look like a version.
+        outgoing = Path(tempfile.mkdtemp(prefix=_OUTGOING, dir=self.folder))
+        path.rename(outgoing / path.name)
+        shutil.rmtree(outgoing)
+
+
+def _checked_name(version: int | str) -> str:
+    name = str(version)
+    if not _NAME.match(name) or name == ACTIVE:
+        raise NoSuchPolicy(f"{name!r} is no policy's name: use active, local or a version number")
+    return name
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

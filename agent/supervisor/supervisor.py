@@ -1,0 +1,310 @@
+"""The supervisor: owns the state, the process table and the API; touches no hardware.
+
+One asyncio loop, one thread. What a state permits is applied in one place, `_apply`, and the very
+first thing it does on leaving idle is to freeze the trainer and the ingest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent.child.child import Child
+from agent.child.process_row import ProcessRow
+from agent.config import AgentConfig
+from agent.errors import LinkClosed, ProcessUnavailable, Refused
+from agent.operations.state_machine import Event, Machine, State
+from agent.policies.errors import StoreDamaged
+from agent.policies.store import PolicyStore
+from agent.supervisor.process_table import process_table
+from host.notify import Notifier
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.05
+STATE_PERIOD_S = 1.0
+EVENTS_KEPT = 200
+EVENTS_SHOWN = 20
+STATUS_SCHEMA = 1
+
+# What the control process reports, as events of the state machine.
+_CONTROL_EVENTS = {"released": Event.RELEASED, "fault": Event.FAULT}
+
+
+class Supervisor:
+    """Runs the children. `operations` turns API calls into its methods."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        config_path: Path,
+        rows: tuple[ProcessRow, ...] | None = None,
+        notifier: Notifier | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.machine = Machine()
+        self.session = str(uuid.uuid4())
+        self.store = PolicyStore(config.policies_dir)
+        self._clock = clock
+        self._started_s = clock()
+        self._notifier = notifier or Notifier(None, None)
+        self._statuses: dict[str, dict[str, Any]] = {}
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+        self._fault: str | None = None
+        self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._next_command = 0
+        self._last_broadcast: dict[str, Any] = {}
+        self._broadcast_due_s = 0.0
+        self._watchdog_due_s = 0.0
+        self._freeze_ms: float | None = None
+        self._stopping = asyncio.Event()
+        self._children: dict[str, Child] = {}
+        for row in rows if rows is not None else process_table(config):
+            self._children[row.name] = Child(
+                row,
+                config_path,
+                config.log_dir,
+                clock,
+                on_open=lambda fd, name=row.name: self._watch(fd, name),  # type: ignore[misc]
+                on_close=self._unwatch,
+            )
+
+    # What the API needs.
+
+    @property
+    def state(self) -> State:
+        """The present state."""
+        return self.machine.state
+
+    def event(self, event: Event) -> None:
+        """Apply an operator's event, with all that follows from it at once. Raises Refused."""
+        began_s = self._clock()
+        if self.machine.handle(event):
+            log.info("%s -> %s", event.value, self.state.value)
+            if self.state not in (State.FAULT, State.ESTOP):
+                self._fault = None
+            self._apply(began_s)
+            self._broadcast()
+
+    async def command(self, name: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
+        """Have the control process do something; returns its result.
+
+        Raises Refused with its own line, ProcessUnavailable when it is not there, dies or is late.
+        """
+        control = self._children["control"]
+        self._next_command += 1
+        number = self._next_command
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._pending[number] = future
+        try:
+            control.send("command", id=number, name=name, arguments=arguments)
+            reply = await asyncio.wait_for(future, timeout_s)
+        except LinkClosed as error:
+            raise ProcessUnavailable(
+                f"the control process is not running ({control.last_exit or 'starting'}); "
+                f"see {self.config.log_dir}/control.log"
+            ) from error
+        except TimeoutError as error:
+            raise ProcessUnavailable(
+                f"the control process did not answer {name} within {timeout_s:.0f} s"
+            ) from error
+        finally:
+            self._pending.pop(number, None)
+        if not reply.get("ok"):
+            raise Refused(str(reply.get("error", f"{name} was refused")))
+        return dict(reply.get("result") or {})
+
+    def request_stop(self) -> None:
+        """Park the arm, end every process, then let `run` return."""
+        self._stopping.set()
+
+    def status(self) -> dict[str, Any]:
+        """All there is to know; the body of GET /v1/status."""
+        control = self._statuses.get("control", {})
+        children = {name: status for name, status in self._statuses.items() if name != "control"}
+        return {
+            **children,
+            "ok": True,
+            "schema": STATUS_SCHEMA,
+            "robot_id": self.config.robot.id,
+            "session": self.session,
+            "pid": os.getpid(),
+            "uptime_s": round(self._clock() - self._started_s, 1),
+            "state": self.state.value,
+            "ready": bool(control.get("ready")) and self.state not in (State.FAULT, State.ESTOP),
+            "faults": self._faults(),
+            "training_allowed": self.machine.permissions.idle,
+            "recording": control.get("recording", {"active": False, "episodes": 0, "frames": 0}),
+            "rollout": control.get("rollout", {"running": False}),
+            "rate_hz": control.get("rate_hz"),
+            "missed_deadlines": control.get("missed_deadlines"),
+            "policy": self._active_policy(),
+            "features": {
+                "state": list(self.config.state_names),
+                "action": list(self.config.action_names),
+                "environment": list(self.config.environment_names),
+                "cameras": {k: list(v) for k, v in self.config.camera_shapes.items()},
+                "fps": self.config.control.fps,
+            },
+            "control": {k: v for k, v in control.items() if k not in ("recording", "rollout")},
+            "processes": {name: child.describe() for name, child in self._children.items()},
+            "freeze_ms": self._freeze_ms,
+            "events": list(self._events)[-EVENTS_SHOWN:],
+        }
+
+    # The loop.
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Supervise until `request_stop`; then park, end all, return."""
+        for folder in (self.config.journal_dir, self.config.run_dir, self.config.log_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._apply(self._clock())
+        ready()
+        self._notifier.ready(self.state.value)
+        try:
+            while not self._stopping.is_set():
+                self._tick()
+                await asyncio.sleep(TICK_S)
+        finally:
+            self._notifier.stopping()
+            await self._end_all()
+
+    def _tick(self) -> None:
+        now_s = self._clock()
+        for name, child in self._children.items():
+            self._hear(name)
+            if child.poll():
+                self._died(name)
+        self._want()
+        if now_s >= self._broadcast_due_s or self._state_message() != self._last_broadcast:
+            self._broadcast()
+        period_s = self._notifier.watchdog_period_s
+        if period_s is not None and now_s >= self._watchdog_due_s:
+            self._watchdog_due_s = now_s + period_s
+            self._notifier.watchdog(self.state.value)
+
+    def _apply(self, began_s: float) -> None:
+        """Make the processes fit the state: freeze first, then start, let go on and stop."""
+        permissions = self.machine.permissions
+        froze = False
+        for child in self._children.values():
+            if not child.row.runs(permissions) and child.pid is not None and not child.frozen:
+                child.freeze()
+                froze = froze or child.frozen
+        if froze:
+            self._freeze_ms = round((self._clock() - began_s) * 1000.0, 3)
+        self._want()
+
+    def _want(self) -> None:
+        if self._stopping.is_set():
+            return  # the arm is released meanwhile: idle, but nobody is to start again
+        permissions = self.machine.permissions
+        for child in self._children.values():
+            child.want(child.row.runs(permissions))
+
+    async def _end_all(self) -> None:
+        """Control first gets its word to park; what trains ends meanwhile."""
+        self._stopping.set()  # however the loop was left
+        for child in self._children.values():
+            child.stop()
+        while any(child.pid is not None for child in self._children.values()):
+            for name, child in self._children.items():
+                self._hear(name)
+                child.poll()
+            await asyncio.sleep(TICK_S)
+
+    # What children say.
+
+    def _watch(self, fd: int, name: str) -> None:
+        asyncio.get_running_loop().add_reader(fd, self._hear, name)
+
+    def _unwatch(self, fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+
+    def _hear(self, name: str) -> None:
+        child = self._children[name]
+        for message in child.receive():
+            kind = message.pop("kind")
+            if kind == "status":
+                self._statuses[name] = message
+            elif kind == "event":
+                self._heard_event(name, message)
+            elif kind == "reply" and name == "control":
+                future = self._pending.get(message.get("id", -1))
+                if future is not None and not future.done():
+                    future.set_result(message)
+            else:
+                log.warning("%s sent a message of unknown kind %r", name, kind)
+
+    def _heard_event(self, name: str, message: dict[str, Any]) -> None:
+        self._events.append({"process": name, "unix_s": round(time.time(), 3), **message})
+        what = message.get("name")
+        if name != "control" or what not in _CONTROL_EVENTS:
+            log.info("%s: %s", name, message)
+            return
+        if what == "fault" and self._fault is None:
+            self._fault = str(message.get("reason", "unknown fault"))
+            log.error("fault: %s", self._fault)
+        self.event(_CONTROL_EVENTS[what])
+
+    def _died(self, name: str) -> None:
+        child = self._children[name]
+        reason = f"the {name} process died ({child.last_exit})"
+        self._statuses.pop(name, None)
+        self._events.append({"process": name, "name": "died", "reason": reason})
+        if name != "control":
+            return
+        for future in self._pending.values():
+            if not future.done():
+                future.set_result({"ok": False, "error": reason})
+        if self.state is not State.IDLE and self._fault is None:
+            self._fault = f"{reason}; it is started again; `armada reset` parks the arm"
+        self.event(Event.CONTROL_DIED)
+
+    # What children and operators are told.
+
+    def _faults(self) -> list[str]:
+        problems = self._statuses.get("control", {}).get("problems", [])
+        lines = [self._fault] if self._fault is not None else []
+        return lines + [line for line in problems if line not in lines]
+
+    def _active_policy(self) -> int | str | None:
+        """A release's number, or the name of a policy that is not a release."""
+        try:
+            name = self.store.active()
+        except StoreDamaged:
+            return None  # armada doctor and rollout/arm say what is wrong
+        return int(name) if name is not None and name.isdigit() else name
+
+    def _state_message(self) -> dict[str, Any]:
+        recording = self._statuses.get("control", {}).get("recording", {})
+        return {
+            "state": self.state.value,
+            "session": self.session,
+            "recording": bool(recording.get("active")),
+            "training_allowed": self.machine.permissions.idle,
+            "episodes": int(recording.get("episodes", 0)),
+            "frames": int(recording.get("frames", 0)),
+            "policy": self._active_policy(),
+            "faults": self._faults(),
+        }
+
+    def _broadcast(self) -> None:
+        message = self._state_message()
+        self._last_broadcast = message
+        self._broadcast_due_s = self._clock() + STATE_PERIOD_S
+        for child in self._children.values():
+            if child.pid is None:
+                continue
+            try:
+                child.send("state", **message)
+            except LinkClosed as error:
+                log.debug("%s: %s", child.row.name, error)

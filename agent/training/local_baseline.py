@@ -1,0 +1,228 @@
+"""A policy that this robot trains alone, never federated: what the federation is measured against.
+
+It is trained once for each normaliser, before the first federated work, and exported into the
+policy store as ``local``. Checkpoints let it go on after a kill.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agent.training.errors import BadExchangeFile
+from agent.training.local_work import LoadedBase
+from agent.training.training_data import TrainingData
+from host.files import sync_folder, sync_tree
+from policy.build import build_policy, read_weights, write_weights
+from policy.errors import BadWeights
+from policy.export import check_parity, export_onnx, golden_answers, golden_observations
+from policy.spec import PolicySpec
+from policy.statistics import Normalizer
+from policy.train import HeldOut, LocalTraining, held_out_error
+from policy.weights import load_metadata, load_weights, save_weights, weights_digest
+from protocol.manifest import MANIFEST_NAME, POLICY_NAME, FileEntry, Golden, ReleaseManifest
+
+log = logging.getLogger(__name__)
+
+LOCAL = "local"
+CHECKPOINT_EVERY_S = 10.0
+GOLDEN = 4
+TOLERANCE = 0.01  # raw joint units; another processor's rounding stays below 0.001
+_META = "armada.meta"
+
+
+class BaselineState(BaseModel):
+    """How far the baseline is; lies beside its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    normalizer_digest: str
+    spec_digest: str
+    steps: int
+    wanted_steps: int
+    loss: float | None = None
+    done: bool = False
+    held_out_mae: float | None = None
+    held_out_loss: float | None = None
+    held_out_frames: int = 0
+
+
+class LocalBaseline:
+    """Trains, checkpoints and exports one never-federated policy."""
+
+    def __init__(
+        self,
+        folder: Path,
+        policies: Path,
+        robot_id: str,
+        wanted_steps: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._file = folder / "baseline.safetensors"
+        self._target = policies / LOCAL
+        self._robot_id = robot_id
+        self._wanted_steps = wanted_steps
+        self._clock = clock
+        self._training: LocalTraining | None = None
+        self._losses: deque[float] = deque(maxlen=100)
+        self._saved_s = clock()
+        self.state: BaselineState | None = self._read_state()
+
+    def is_due(self, base: LoadedBase) -> bool:
+        """Whether there is work to do for this base's spec and normaliser."""
+        if not self._wanted_steps:
+            return False
+        done = self.state is not None and self.state.done and self._is_of(base)
+        return not (done and (self._target / MANIFEST_NAME).exists())
+
+    def advance(self, base: LoadedBase, data: TrainingData) -> None:
+        """One training step, or, after the last one, evaluation and export."""
+        if self._training is None or not self._is_of(base):
+            self._begin(base)
+        assert self._training is not None
+        assert self.state is not None
+        if self.state.steps < self._wanted_steps:
+            self._follow_schedule(base)
+            self._losses.append(self._training.step(data.training.draw()))
+            mean = sum(self._losses) / len(self._losses)
+            self.state = self.state.model_copy(update={"steps": self.state.steps + 1, "loss": mean})
+            if self._clock() - self._saved_s >= CHECKPOINT_EVERY_S:
+                self._save()
+            return
+        self._finish(base, data)
+
+    def _follow_schedule(self, base: LoadedBase) -> None:
+        """The rate falls as it would in as many federated rounds, or the two are not comparable."""
+        assert self._training is not None
+        assert self.state is not None
+        steps_a_round = base.info.max_local_steps or self._wanted_steps
+        if not self._losses or self.state.steps % steps_a_round == 0:
+            rounds = self.state.steps // steps_a_round
+            self._training.set_rate(base.spec.learning_rate_in(rounds))
+
+    def _is_of(self, base: LoadedBase) -> bool:
+        state = self.state
+        return state is not None and (state.normalizer_digest, state.spec_digest) == (
+            base.normalizer.digest(),
+            base.spec.digest(),
+        )
+
+    def _begin(self, base: LoadedBase) -> None:
+        policy = build_policy(base.spec, base.normalizer, seed=0)
+        if base.info.round == 0:  # a later base would bring in what others have learned
+            write_weights(policy, base.weights)
+        steps = 0
+        if self._is_of(base) and self.state is not None and self._file.exists():
+            write_weights(policy, load_weights(self._file))
+            steps = self.state.steps
+        self._training = LocalTraining(policy, base.spec)
+        self._losses.clear()
+        self.state = BaselineState(
+            normalizer_digest=base.normalizer.digest(),
+            spec_digest=base.spec.digest(),
+            steps=steps,
+            wanted_steps=self._wanted_steps,
+        )
+        log.info("training the local baseline: %d of %d steps done", steps, self._wanted_steps)
+
+    def _finish(self, base: LoadedBase, data: TrainingData) -> None:
+        assert self._training is not None
+        assert self.state is not None
+        policy = self._training.policy
+        batches = data.evaluation()
+        result = held_out_error(policy, batches, base.normalizer) if batches else None
+        self._export(policy, base, result)
+        self.state = self.state.model_copy(
+            update={
+                "done": True,
+                "held_out_mae": None if result is None else result.action_mae,
+                "held_out_loss": None if result is None else result.loss,
+                "held_out_frames": 0 if result is None else result.frames,
+            }
+        )
+        self._save()
+        self._training = None  # its memory goes back before the federated work
+
+    def _save(self) -> None:
+        assert self._training is not None
+        assert self.state is not None
+        weights = read_weights(self._training.policy)
+        save_weights(self._file, weights, {_META: self.state.model_dump_json()})
+        self._saved_s = self._clock()
+
+    def _read_state(self) -> BaselineState | None:
+        try:
+            return BaselineState.model_validate_json(load_metadata(self._file).get(_META, ""))
+        except FileNotFoundError:
+            return None
+        except (BadWeights, ValidationError) as error:
+            raise BadExchangeFile(f"{self._file}: damaged, delete it ({error})") from error
+
+    def _export(self, policy: torch.nn.Module, base: LoadedBase, result: HeldOut | None) -> None:
+        spec, normalizer = base.spec, base.normalizer
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._target.parent))
+        graph = staged / POLICY_NAME
+        export_onnx(policy, spec, normalizer, graph, self._metadata(spec, normalizer))
+        golden = golden_observations(spec, normalizer, GOLDEN)
+        check_parity(policy, spec, normalizer, graph, golden, TOLERANCE)
+        content = graph.read_bytes()
+        evaluation: dict[str, Any] = {"steps": self._wanted_steps}
+        if result is not None:
+            evaluation |= {
+                "held_out": {
+                    self._robot_id: {
+                        "action_mae": result.action_mae,
+                        "loss": result.loss,
+                        "frames": result.frames,
+                    }
+                }
+            }
+        manifest = ReleaseManifest(
+            version=0,
+            round=0,
+            base_digest=weights_digest(read_weights(policy)),
+            spec=spec.to_json(),
+            normalizer=normalizer.to_json(),
+            files={POLICY_NAME: FileEntry(sha256=sha256(content).hexdigest(), size=len(content))},
+            golden=tuple(Golden(**entry) for entry in golden_answers(graph, golden)),
+            tolerance=TOLERANCE,
+            evaluation=evaluation,
+            contributors=(self._robot_id,),
+            created_unix_s=time.time(),
+        )
+        (staged / MANIFEST_NAME).write_bytes(manifest.canonical_bytes())
+        staged.chmod(0o755)  # mkdtemp makes it private
+        sync_tree(staged)
+        _replace_folder(staged, self._target)
+
+    def _metadata(self, spec: PolicySpec, normalizer: Normalizer) -> dict[str, Any]:
+        return {
+            "version": 0,
+            "robot_id": self._robot_id,
+            "spec": spec.to_json(),
+            "normalizer": normalizer.to_json(),
+        }
+
+
+def _replace_folder(staged: Path, target: Path) -> None:
+    """Put a finished folder in place; a kill in between leaves none, and it is made anew."""
+    if target.exists():
+        outgoing = Path(tempfile.mkdtemp(prefix=".outgoing-", dir=target.parent))
+        target.rename(outgoing / target.name)
+        staged.rename(target)
+        sync_folder(target.parent)
+        shutil.rmtree(outgoing)
+        return
+    staged.rename(target)
+    sync_folder(target.parent)

@@ -1,0 +1,226 @@
+"""What the trainer does next: one small piece of work at a time, between which it looks around.
+
+Order of precedence: evaluate a new base; train the never-federated baseline if one is wanted; obey
+a window's work order; work ahead (``local_work = "anytime"``) up to the base's cap; rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from agent.config import AgentConfig
+from agent.training.errors import BadExchangeFile
+from agent.training.exchange import (
+    HeldOutResult,
+    Stamp,
+    TrainingExchange,
+    TrainingProgress,
+    WorkOrder,
+)
+from agent.training.local_baseline import LocalBaseline
+from agent.training.local_work import LoadedBase, LocalWork
+from agent.training.training_data import DatasetSource, TrainingData
+from policy.build import build_policy, write_weights
+from policy.errors import PolicyError
+from policy.train import held_out_error
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 0.1
+LOOK_AT_DATA_EVERY_S = 1.0
+PROGRESS_EVERY_S = 1.0
+
+
+class TrainingScheduler:
+    """One robot's training. ``turn`` is called again and again; it never waits."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        clock: Callable[[], float],
+        unix_clock: Callable[[], float],
+    ) -> None:
+        training = config.training
+        self._exchange = TrainingExchange(config.training_dir)
+        self._source = DatasetSource(
+            config.dataset_dir, training.held_out_every, training.min_episodes
+        )
+        self._baseline = LocalBaseline(
+            config.training_dir,
+            config.policies_dir,
+            config.robot.id,
+            training.baseline_steps,
+            clock,
+        )
+        self._anytime = config.federation is None or config.federation.local_work == "anytime"
+        self._publish_every_s = training.publish_every_s
+        self._clock, self._unix_clock = clock, unix_clock
+
+        self._base: LoadedBase | None = None
+        self._base_stamp: Stamp | None = None
+        self._order: WorkOrder | None = None
+        self._order_stamp: Stamp | None = None
+        self._work: LocalWork | None = None
+        self._judge: torch.nn.Module | None = None
+        self._baseline_due = False
+        self._data: TrainingData | None = None
+        self._evaluated: tuple[str, Path] | None = None
+        self._looked_at_data_s = float("-inf")
+        self._published_progress_s = float("-inf")
+        before = self._exchange.progress() or TrainingProgress()
+        self._steps_total, self._examples_total = before.steps_total, before.examples_total
+        self._no_base = "no base yet"
+        self.phase, self.reason = "waiting", self._no_base
+
+    def turn(self) -> float:
+        """Do the next piece of work; returns for how many seconds there is nothing to do."""
+        self._look_for_base()
+        self._look_for_order()
+        idle_s = self._do_next()
+        self._publish_progress_if_due()
+        return idle_s
+
+    def progress(self) -> TrainingProgress:
+        """Where training stands."""
+        work, state = self._work, self._baseline.state
+        return TrainingProgress(
+            steps_total=self._steps_total,
+            examples_total=self._examples_total,
+            base_digest=None if self._base is None else self._base.info.digest,
+            base_round=None if self._base is None else self._base.info.round,
+            steps_since_base=0 if work is None else work.steps,
+            loss=None if work is None else work.loss,
+            phase=self.phase,
+            reason=self.reason,
+            baseline=None if state is None else state.model_dump(),
+        )
+
+    def _do_next(self) -> float:
+        base = self._base
+        if base is None:
+            return self._idle("waiting", self._no_base)
+        data = self._look_for_data(base)
+        if data is None:
+            return self._idle("waiting", self._source.reason)
+        if self._evaluated != (base.info.digest, data.version):
+            self._evaluate(base, data)
+            return 0.0
+        if self._baseline_due:
+            self._set_phase("baseline", "")
+            self._baseline.advance(base, data)
+            self._baseline_due = self._baseline.is_due(base)
+            return 0.0
+        return self._train(base, data)
+
+    def _train(self, base: LoadedBase, data: TrainingData) -> float:
+        work = self._work
+        assert work is not None
+        order = self._order
+        if order is not None and order.base_digest == base.info.digest:
+            if work.window_id != order.window_id:
+                work.start_window(order.window_id, order.proximal_mu)
+            if self._unix_clock() >= order.deadline_unix_s:
+                return self._rest(work, f"window {order.window_id}: its time is up")
+            limit: int | None = order.steps
+            reason = f"window {order.window_id}: {order.steps} steps done"
+        elif not self._anytime:
+            return self._rest(work, "no window has asked for work")
+        else:
+            if work.window_id is not None:
+                work.end_window()
+            limit = base.info.max_local_steps
+            reason = f"{limit} steps since the base: enough until the next one"
+        if limit is not None and work.steps >= limit:
+            return self._rest(work, reason)
+        self._set_phase("training", "")
+        before = work.steps
+        work.step(data.training)
+        gained = max(0, work.steps - before)
+        self._steps_total += gained
+        self._examples_total += gained * base.spec.batch_size
+        done = limit is not None and work.steps >= limit
+        work.publish_if_due(self._publish_every_s, at_once=done)
+        return 0.0
+
+    def _rest(self, work: LocalWork, reason: str) -> float:
+        work.publish_if_due(self._publish_every_s, at_once=True)
+        return self._idle("resting", reason)
+
+    def _evaluate(self, base: LoadedBase, data: TrainingData) -> None:
+        """Held-out error of the base itself, before any step is made from it."""
+        self._evaluated = (base.info.digest, data.version)
+        batches = data.evaluation()
+        if not batches:
+            return
+        assert self._judge is not None
+        write_weights(self._judge, base.weights)
+        result = held_out_error(self._judge, batches, base.normalizer)
+        self._exchange.publish_held_out(
+            base.info.digest,
+            HeldOutResult(
+                action_mae=result.action_mae,
+                loss=result.loss,
+                frames=result.frames,
+                round=base.info.round,
+            ),
+        )
+
+    def _look_for_base(self) -> None:
+        stamp = self._exchange.base_stamp()
+        if stamp == self._base_stamp:
+            return
+        self._base_stamp = stamp
+        try:
+            found = self._exchange.base()
+            if found is not None:
+                self._take_base(LoadedBase.read(*found))
+        except (BadExchangeFile, PolicyError) as error:
+            log.warning("base refused: %s", error)
+            self._base, self._no_base = None, f"base refused: {error}"
+
+    def _take_base(self, base: LoadedBase) -> None:
+        old = self._base
+        if self._work is None or old is None or not old.same_policy(base):
+            self._work = LocalWork(self._exchange, base.spec, base.normalizer, self._clock)
+            # A second policy: the base is judged as it came, whatever was trained since.
+            self._judge = build_policy(base.spec, base.normalizer, seed=0)
+        self._work.start_from(base)
+        self._base = base
+        self._baseline_due = self._baseline.is_due(base)
+        self._looked_at_data_s = float("-inf")
+        log.info("base %s of round %d", base.info.digest[:12], base.info.round)
+
+    def _look_for_order(self) -> None:
+        stamp = self._exchange.order_stamp()
+        if stamp == self._order_stamp:
+            return
+        self._order_stamp = stamp
+        try:
+            self._order = self._exchange.work_order()
+        except BadExchangeFile as error:
+            log.warning("work order ignored: %s", error)
+            self._order = None
+
+    def _look_for_data(self, base: LoadedBase) -> TrainingData | None:
+        if self._clock() - self._looked_at_data_s >= LOOK_AT_DATA_EVERY_S:
+            self._looked_at_data_s = self._clock()
+            self._data = self._source.newest(base.spec, base.normalizer)
+        return self._data
+
+    def _idle(self, phase: str, reason: str) -> float:
+        self._set_phase(phase, reason)
+        return IDLE_S
+
+    def _set_phase(self, phase: str, reason: str) -> None:
+        if (phase, reason) != (self.phase, self.reason):
+            self.phase, self.reason = phase, reason
+            self._published_progress_s = float("-inf")
+
+    def _publish_progress_if_due(self) -> None:
+        if self._clock() - self._published_progress_s >= PROGRESS_EVERY_S:
+            self._published_progress_s = self._clock()
+            self._exchange.publish_progress(self.progress())

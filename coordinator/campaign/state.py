@@ -1,0 +1,167 @@
+"""What the campaign must not forget: models of campaign.json, read and written whole.
+
+One file, replaced after every transition, so that a coordinator that was killed goes on where the
+fleet stands. Weights lie beside it, one file a round, named by round.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from protocol.messages import Features, HeldOutReport
+
+# History kept in the state; everything older is in the audit log.
+MAX_HISTORY = 200
+
+
+class CampaignPhase(StrEnum):
+    """Where the campaign stands."""
+
+    GATHERING = "gathering"  # waiting for members with data
+    STATISTICS = "statistics"  # a round that asks for sketches
+    BUILDING = "building"  # base 0 from the merged statistics
+    INSTALLING = "installing"  # base 0 to the members
+    WAITING = "waiting"  # between windows
+    JOINING = "joining"  # a window is open for answers
+    TRAINING = "training"  # a Flower round in the window
+    FINISHING = "finishing"  # all rounds done, candidates still open
+    FINISHED = "finished"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Base(_Model):
+    """One version of the global weights; `weights` is relative to the state folder."""
+
+    round: int
+    digest: str
+    weights: str
+
+
+class WindowRecord(_Model):
+    """One window as it went. Times in unix seconds, coordinator's clock."""
+
+    window_id: str
+    round: int
+    base_digest: str
+    opens_unix_s: float
+    join_by_unix_s: float
+    closes_unix_s: float
+    expected: list[str] = []
+    joined: dict[str, int] = {}
+    declined: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    outcome: str | None = None
+
+
+class RoundSummary(_Model):
+    """One Flower round; `replies` are ReplyRecords as JSON."""
+
+    round: int
+    kind: Literal["statistics", "install", "train"]
+    window_id: str | None = None
+    members: list[str]
+    replies: list[dict[str, Any]] = []
+    installed: list[str] = []
+    not_installed: dict[str, str] = {}
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+
+class Candidate(_Model):
+    """A base that may become a release once its members reported their held-out error."""
+
+    round: int
+    digest: str
+    members: list[str]
+    deadline_unix_s: float
+
+
+class Evaluation(_Model):
+    """Held-out reports on one base; `action_mae` is weighted by frames, in raw joint units."""
+
+    reports: dict[str, HeldOutReport]
+    action_mae: float
+    complete: bool
+
+
+class ReleaseRecord(_Model):
+    """One published release."""
+
+    version: int
+    round: int
+    base_digest: str
+    manifest_digest: str
+    contributors: list[str]
+    evaluation: Evaluation
+    published_unix_s: float
+
+
+class RefusedCandidate(_Model):
+    """A candidate that did not become a release, and why."""
+
+    round: int
+    reason: str
+
+
+class Export(_Model):
+    """A candidate on its way to being a release."""
+
+    version: int
+    candidate: Candidate
+    evaluation: Evaluation
+
+
+class CampaignState(_Model):
+    """The whole of campaign.json."""
+
+    schema_version: Literal[1] = 1
+    phase: CampaignPhase = CampaignPhase.GATHERING
+    round: int = 0
+    features: Features | None = None
+    spec: dict[str, Any] | None = None
+    normalizer: dict[str, Any] | None = None
+    normalizer_digest: str | None = None
+    sketches: dict[str, dict[str, Any]] = {}
+    founders: list[str] = []
+    contributors: list[str] = []
+    merged_bases: dict[str, str] = {}
+    bases: list[Base] = []
+    window: WindowRecord | None = None
+    windows: list[WindowRecord] = []
+    rounds: list[RoundSummary] = []
+    candidates: list[Candidate] = []
+    export: Export | None = None
+    held_out: dict[str, dict[str, HeldOutReport]] = {}
+    releases: list[ReleaseRecord] = []
+    refused: list[RefusedCandidate] = []
+    next_window_unix_s: float = 0.0
+    audit_head: str | None = None
+
+    @property
+    def base(self) -> Base | None:
+        """The newest base."""
+        return self.bases[-1] if self.bases else None
+
+    def known_bases(self) -> dict[str, int]:
+        """Digest -> round of every base that was ever installed."""
+        return {base.digest: base.round for base in self.bases}
+
+    def trim(self) -> None:
+        """Bound the history."""
+        del self.windows[:-MAX_HISTORY]
+        del self.rounds[:-MAX_HISTORY]
+        del self.refused[:-MAX_HISTORY]
+
+
+def base_path(state_folder: Path, number: int) -> Path:
+    """Where the weights of base `number` lie."""
+    return state_folder / "bases" / f"{number:04d}.safetensors"

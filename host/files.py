@@ -1,0 +1,61 @@
+"""Files that are either the old ones or the new ones, also after a power cut."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+type FileStamp = tuple[int, int, int]
+
+
+def write_durable(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `content`: temporary file, fsync, rename, fsync of the folder.
+
+    A reader sees the old bytes or the new ones, never a mixture. The folder is made when it is
+    missing. Raises OSError; `path` then still holds what it held.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that a rename inside it survives a power cut."""
+    _sync(folder, os.O_DIRECTORY)
+
+
+def sync_tree(root: Path) -> None:
+    """fsync every file and folder below `root`, for what was written by others who do not."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            _sync(Path(folder) / name)
+        sync_folder(Path(folder))
+
+
+def file_stamp(path: Path) -> FileStamp | None:
+    """Inode, time and size: changes whenever the file is replaced. None while there is none."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

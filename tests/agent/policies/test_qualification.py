@@ -1,0 +1,168 @@
+"""What may drive the arm, and what happens when a policy hangs or crashes its trial."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny_policy import change_manifest, tiny_spec, write_config, write_policy
+
+from agent.config import load_config
+from agent.policies.compatibility import RobotSignature
+from agent.policies.qualification import Qualification, examine, main, qualify
+
+
+@pytest.fixture
+def robot(tmp_path: Path) -> RobotSignature:
+    return RobotSignature.of(load_config(write_config(tmp_path)))
+
+
+def reason(verdict: Qualification) -> str:
+    assert not verdict.ok
+    (line,) = verdict.reasons
+    assert "\n" not in line
+    return line
+
+
+def test_a_good_policy_qualifies_with_its_figures(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    verdict = qualify(write_policy(tmp_path / "3", version=3), config)
+    assert verdict.ok, verdict.reasons
+    assert verdict.version == 3
+    assert verdict.max_abs_error == 0.0
+    assert verdict.latency_p99_ms is not None and verdict.latency_p99_ms > 0.0
+
+
+def test_golden_actions_beyond_the_tolerance_disqualify(
+    tmp_path: Path, robot: RobotSignature
+) -> None:
+    folder = write_policy(tmp_path / "1")
+    golden = json.loads((folder / "manifest.json").read_bytes())["golden"]
+    golden[1]["action"][19][5] += 0.5
+    change_manifest(folder, golden=golden)
+    assert "golden actions differ by 0.5 joint units, allowed are 0.001" in reason(
+        examine(folder, robot)
+    )
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity"])
+def test_a_golden_action_that_is_no_number_disqualifies(
+    tmp_path: Path, robot: RobotSignature, number: str
+) -> None:
+    folder = write_policy(tmp_path / "1", golden=1)
+    text = (folder / "manifest.json").read_text()
+    manifest = json.loads(text)
+    manifest["golden"][0]["action"][0][0] = float(number)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    verdict = examine(folder, robot)
+    assert not verdict.ok
+    assert Qualification.from_json(verdict.to_json()) == verdict
+
+
+def test_a_policy_whose_actions_are_not_finite_is_disqualified(
+    tmp_path: Path, robot: RobotSignature
+) -> None:
+    folder = write_policy(tmp_path / "1", golden=1, not_a_number=True)
+    assert "not finite" in reason(examine(folder, robot))
+
+
+def test_a_manifest_without_golden_observations_proves_nothing(
+    tmp_path: Path, robot: RobotSignature
+) -> None:
+    assert "no golden observations" in reason(
+        examine(write_policy(tmp_path / "1", golden=0), robot)
+    )
+
+
+def test_a_policy_of_another_rate_or_camera_does_not_fit_this_robot(
+    tmp_path: Path, robot: RobotSignature
+) -> None:
+    folder = write_policy(tmp_path / "1", tiny_spec(fps=25, camera=(10, 10)))
+    verdict = examine(folder, robot)
+    assert [line[:24] for line in verdict.reasons] == [
+        "the policy acts at 25 Hz",
+        "the policy takes camera ",
+    ]
+    assert examine(folder, None).ok, "without a robot only the files are judged"
+
+
+def test_a_policy_slower_than_half_of_its_chunk_is_disqualified(
+    tmp_path: Path, robot: RobotSignature
+) -> None:
+    spec = tiny_spec(chunk_size=2)
+    folder = write_policy(tmp_path / "1", spec, multiplications=1500)
+    assert "a chunk takes" in reason(examine(folder, robot))
+
+
+def test_a_graph_that_is_not_what_the_manifest_says_is_disqualified(
+    tmp_path: Path, robot: RobotSignature
+) -> None:
+    folder = write_policy(tmp_path / "1", tiny_spec(chunk_size=20))
+    change_manifest(folder, spec=tiny_spec(chunk_size=30).to_json())
+    assert "gives actions [20, 6], its manifest says [30, 6]" in reason(examine(folder, robot))
+    change_manifest(folder, spec=tiny_spec(camera=(48, 64)).to_json())
+    assert "its manifest says observation.environment_state [2], observation.images" in reason(
+        examine(folder, robot)
+    )
+
+
+def test_a_file_that_is_no_graph_is_disqualified(tmp_path: Path, robot: RobotSignature) -> None:
+    folder = write_policy(tmp_path / "1")
+    content = b"not a graph"
+    (folder / "policy.onnx").write_bytes(content)
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    change_manifest(folder, files={"policy.onnx": entry})
+    assert "onnxruntime refuses it" in reason(examine(folder, robot))
+
+
+def test_a_policy_that_hangs_fails_within_the_limit_and_leaves_no_process(tmp_path: Path) -> None:
+    folder = write_policy(tmp_path / "1", hang=True)
+    began_s = time.monotonic()
+    verdict = qualify(folder, timeout_s=3.0)
+    assert reason(verdict) == "the policy did not finish its trial within 3 s"
+    assert time.monotonic() - began_s < 10.0
+    assert not psutil.Process().children()
+
+
+def test_a_policy_that_crashes_the_runtime_is_a_reason_not_a_crash(tmp_path: Path) -> None:
+    folder = write_policy(tmp_path / "1", hang=True)
+
+    def crash() -> None:
+        while not (children := psutil.Process().children()):
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.kill(children[0].pid, signal.SIGSEGV)
+
+    thread = threading.Thread(target=crash)
+    thread.start()
+    verdict = qualify(folder, timeout_s=30.0)
+    thread.join()
+    assert reason(verdict) == "the policy crashed its trial (SIGSEGV)"
+
+
+def test_a_child_whose_parent_was_killed_ends_by_itself(tmp_path: Path) -> None:
+    folder = write_policy(tmp_path / "1", hang=True)
+    command = [sys.executable, "-m", "agent.policies.qualification", str(folder), "--timeout", "1"]
+    child = subprocess.Popen([*command, "--here"], stdout=subprocess.PIPE)
+    assert child.wait(timeout=20.0) == -signal.SIGALRM
+    assert child.stdout is not None
+    child.stdout.close()
+
+
+def test_the_command_prints_one_line_of_json_and_exits_by_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(write_policy(tmp_path / "1"))]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    assert main([str(tmp_path / "nowhere"), "--config", str(tmp_path / "no.toml")]) == 1
+    verdict = json.loads(capsys.readouterr().out)
+    assert "no such file" in verdict["reasons"][0]

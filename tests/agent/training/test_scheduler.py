@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bases import NORMALIZER, SPEC, base
+from written_episodes import configured, write_episode
+
+from agent.config import AgentConfig
+from agent.dataset.ingest import Ingest
+from agent.policies.compatibility import read_policy_folder
+from agent.training.exchange import TrainingExchange, WorkOrder
+from agent.training.scheduler import TrainingScheduler
+from policy.batches import open_batches
+from policy.build import build_policy, write_weights
+from policy.session import OnnxPolicy
+from policy.train import held_out_error
+from policy.weights import add, weights_digest
+
+
+class Clock:
+    """Goes on by a fixed time with each look."""
+
+    def __init__(self, tick_s: float = 0.01) -> None:
+        self.now_s, self.tick_s = 1000.0, tick_s
+
+    def __call__(self) -> float:
+        self.now_s += self.tick_s
+        return self.now_s
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state folder with five ingested episodes."""
+    folder = tmp_path_factory.mktemp("recorded")
+    config = configured(folder)
+    for number in range(5):
+        write_episode(config.journal_dir, number, frames=20, cameras={})
+    ingest = Ingest(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        ingest.take(ingest.waiting())
+    yield folder / "state"
+
+
+class Site:
+    """One robot's trainer with its exchange."""
+
+    def __init__(self, folder: Path, recorded: Path, training: str = "", federation: str = ""):
+        self.config: AgentConfig = configured(folder, training, federation)
+        shutil.copytree(recorded, self.config.state_dir, symlinks=True)
+        self.exchange = TrainingExchange(self.config.training_dir)
+        self.clock = Clock()
+        self.unix = Clock(0.0)
+        self.start()
+
+    def start(self) -> None:
+        """As after a kill: nothing is left but the files."""
+        self.scheduler = TrainingScheduler(self.config, self.clock, self.unix)
+
+    def turns(self, count: int) -> None:
+        for _ in range(count):
+            self.scheduler.turn()
+
+
+WINDOWS = '[federation]\nbundle = "bundle"\nlocal_work = "window"'
+
+
+@pytest.fixture
+def site(tmp_path: Path, recorded: Path) -> Site:
+    return Site(tmp_path, recorded)
+
+
+def test_without_a_base_or_without_episodes_it_waits_and_says_why(
+    tmp_path: Path, recorded: Path, site: Site
+) -> None:
+    site.turns(1)
+    assert (site.scheduler.phase, site.scheduler.reason) == ("waiting", "no base yet")
+    folder = tmp_path / "few"
+    folder.mkdir()
+    few = Site(folder, recorded, training="min_episodes = 6")
+    few.exchange.install_base(*base(0))
+    few.turns(2)
+    assert few.scheduler.phase == "waiting"
+    assert few.scheduler.reason == "5 episodes recorded, 6 wanted"
+    progress = few.exchange.progress()
+    assert progress is not None
+    assert progress.reason == few.scheduler.reason
+
+
+def test_a_base_is_evaluated_before_any_step_is_made_from_it(site: Site) -> None:
+    weights, info = base(4)
+    site.exchange.install_base(weights, info)
+    site.turns(1)
+    result = site.exchange.held_out()[info.digest]
+    assert site.scheduler.progress().steps_since_base == 0
+    policy = build_policy(SPEC, NORMALIZER, 3)
+    write_weights(policy, weights)
+    root = site.config.dataset_dir.resolve()
+    held_out = open_batches(root, SPEC, NORMALIZER, [1, 4])  # held_out_every = 3
+    exact = held_out_error(policy, held_out.ordered(64), NORMALIZER)
+    assert (result.frames, result.round) == (40, 4)
+    assert result.action_mae == pytest.approx(exact.action_mae, rel=1e-4)
+
+
+def test_a_contribution_is_what_was_gained_since_the_base(site: Site) -> None:
+    weights, info = base(2, max_local_steps=7)
+    site.exchange.install_base(weights, info)
+    site.turns(12)
+    found = site.exchange.contribution()
+    assert found is not None
+    meta, delta = found
+    assert (meta.base_digest, meta.base_round, meta.steps) == (info.digest, 2, 7)
+    assert meta.examples == 60, "of five episodes of 20 frames two are held out"
+    assert meta.window_id is None
+    assert weights_digest(add(weights, delta)) != weights_digest(weights)
+    assert site.scheduler.phase == "resting"
+    assert "7 steps" in site.scheduler.reason
+
+
+def test_at_the_cap_it_rests_until_the_next_base_and_then_starts_from_that(site: Site) -> None:
+    site.exchange.install_base(*base(0, max_local_steps=5))
+    site.turns(20)
+    assert site.scheduler.progress().steps_total == 5
+    weights, info = base(1, seed=1, max_local_steps=3)
+    site.exchange.install_base(weights, info)
+    site.turns(10)
+    assert set(site.exchange.held_out()) == {base(0)[1].digest, info.digest}
+    found = site.exchange.contribution_info()
+    assert found is not None
+    assert (found.base_digest, found.steps) == (info.digest, 3)
+    assert site.scheduler.progress().steps_total == 8
+
+
+def test_work_on_a_later_base_takes_smaller_steps(site: Site) -> None:
+    def gained(round_number: int) -> float:
+        weights, info = base(round_number, seed=round_number, max_local_steps=60)
+        spec = SPEC.model_copy(update={"round_decay": 0.1, "learning_rate": 1e-3})
+        site.exchange.install_base(weights, info.model_copy(update={"spec": spec.to_json()}))
+        site.turns(70)
+        found = site.exchange.contribution()
+        assert found is not None
+        assert (found[0].base_round, found[0].steps) == (round_number, 60)
+        return sum(float((delta**2).sum()) for delta in found[1].values())
+
+    assert gained(1) < 0.2 * gained(0)
+
+
+def test_a_new_base_is_noticed_between_two_steps(site: Site) -> None:
+    site.exchange.install_base(*base(0))
+    site.turns(5)
+    _, info = base(1, seed=1)
+    site.exchange.install_base(base(1, seed=1)[0], info)
+    site.turns(1)
+    assert site.scheduler.progress().base_digest == info.digest
+    assert site.scheduler.progress().steps_since_base == 0
+
+
+def test_snapshots_are_published_by_the_clock(site: Site) -> None:
+    site.clock.tick_s = 0.001
+    site.exchange.install_base(*base(0))
+    site.turns(4)
+    assert site.exchange.contribution_info() is None, "publish_every_s has not passed"
+    site.clock.now_s += 0.3
+    site.turns(1)
+    first = site.exchange.contribution_info()
+    assert first is not None
+    site.clock.now_s += 0.3
+    site.turns(1)
+    second = site.exchange.contribution_info()
+    assert second is not None
+    assert (second.sequence, second.steps) == (first.sequence + 1, first.steps + 1)
+
+
+def test_killed_it_goes_on_from_its_last_snapshot(site: Site) -> None:
+    weights, info = base(0, max_local_steps=10)
+    site.exchange.install_base(weights, info)
+    site.clock.tick_s = 1.0  # each step is published
+    site.turns(6)
+    before = site.exchange.contribution()
+    assert before is not None
+    site.start()
+    site.clock.tick_s = 0.0
+    site.turns(2)
+    progress = site.scheduler.progress()
+    assert progress.steps_since_base == before[0].steps + 1
+    site.turns(20)
+    after = site.exchange.contribution()
+    assert after is not None
+    assert after[0].steps == 10
+    assert after[0].sequence > before[0].sequence
+    moved = sum(float(np.abs(after[1][name] - before[1][name]).max()) for name in after[1])
+    assert 0 < moved < 1, "it went on from where it was, not from elsewhere"
+
+
+def test_killed_after_a_new_base_it_does_not_take_up_what_belongs_to_the_old(site: Site) -> None:
+    site.exchange.install_base(*base(0, max_local_steps=4))
+    site.turns(8)
+    weights, info = base(1, seed=1)
+    site.exchange.install_base(weights, info)
+    site.start()
+    site.turns(1)
+    assert site.scheduler.progress().steps_since_base == 0
+
+
+def test_a_damaged_base_is_refused_and_a_good_one_taken_later(site: Site) -> None:
+    weights, info = base(0)
+    site.exchange.install_base(weights, info)
+    path = site.config.training_dir / "base.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    site.turns(1)
+    assert site.scheduler.phase == "waiting"
+    assert "base refused" in site.scheduler.reason
+    site.exchange.install_base(weights, info)
+    site.turns(3)
+    assert site.scheduler.phase == "training"
+
+
+def test_a_base_for_other_features_is_said_not_trained(site: Site) -> None:
+    weights, info = base(0)
+    spec = SPEC.model_copy(update={"fps": 50})
+    site.exchange.install_base(weights, info.model_copy(update={"spec": spec.to_json()}))
+    site.turns(2)
+    assert site.scheduler.phase == "waiting"
+    assert "50" in site.scheduler.reason
+
+
+def test_in_window_mode_it_works_on_order_only_and_for_so_many_steps(
+    tmp_path: Path, recorded: Path
+) -> None:
+    site = Site(tmp_path, recorded, federation=WINDOWS)
+    weights, info = base(0)
+    site.exchange.install_base(weights, info)
+    site.turns(5)
+    assert site.scheduler.progress().steps_total == 0
+    order = WorkOrder(
+        window_id="w1", base_digest=info.digest, steps=6, deadline_unix_s=site.unix.now_s + 60
+    )
+    site.exchange.order_work(order)
+    site.turns(15)
+    found = site.exchange.contribution_info()
+    assert found is not None
+    assert (found.window_id, found.steps) == ("w1", 6)
+    site.exchange.order_work(order.model_copy(update={"window_id": "w2", "steps": 4}))
+    site.turns(15)
+    found = site.exchange.contribution_info()
+    assert found is not None
+    assert (found.window_id, found.steps) == ("w2", 4)
+    site.exchange.clear_work_order()
+    site.turns(3)
+    assert site.scheduler.progress().steps_total == 10
+
+
+def test_at_the_deadline_the_partial_result_is_published(tmp_path: Path, recorded: Path) -> None:
+    site = Site(tmp_path, recorded, federation=WINDOWS)
+    weights, info = base(0)
+    site.exchange.install_base(weights, info)
+    site.clock.tick_s = 0.0
+    site.exchange.order_work(
+        WorkOrder(
+            window_id="w1",
+            base_digest=info.digest,
+            steps=1000,
+            deadline_unix_s=site.unix.now_s + 60,
+        )
+    )
+    site.turns(6)
+    assert site.exchange.contribution_info() is None
+    site.unix.now_s += 61
+    site.turns(3)
+    found = site.exchange.contribution_info()
+    assert found is not None
+    assert found.window_id == "w1"
+    assert 0 < found.steps < 1000
+    assert "time is up" in site.scheduler.reason
+
+
+def test_killed_inside_a_window_it_goes_on_with_that_window(tmp_path: Path, recorded: Path) -> None:
+    site = Site(tmp_path, recorded, federation=WINDOWS)
+    weights, info = base(0)
+    site.exchange.install_base(weights, info)
+    site.clock.tick_s = 1.0
+    site.exchange.order_work(
+        WorkOrder(
+            window_id="w1", base_digest=info.digest, steps=9, deadline_unix_s=site.unix.now_s + 60
+        )
+    )
+    site.turns(5)
+    before = site.exchange.contribution_info()
+    assert before is not None
+    site.start()
+    site.turns(2)
+    assert site.scheduler.progress().steps_since_base > before.steps
+
+
+def test_an_order_for_another_base_is_not_obeyed(tmp_path: Path, recorded: Path) -> None:
+    site = Site(tmp_path, recorded, federation=WINDOWS)
+    site.exchange.install_base(*base(0))
+    site.exchange.order_work(
+        WorkOrder(
+            window_id="w1", base_digest="f" * 64, steps=9, deadline_unix_s=site.unix.now_s + 60
+        )
+    )
+    site.turns(5)
+    assert site.scheduler.progress().steps_total == 0
+
+
+def test_an_episode_more_is_trained_on_without_a_restart(site: Site) -> None:
+    site.exchange.install_base(*base(0))
+    site.turns(3)
+    frames = site.exchange.held_out()[base(0)[1].digest].frames
+    ingest = Ingest(site.config)
+    for number in range(5, 8):
+        write_episode(site.config.journal_dir, number, frames=20, cameras={})
+    ingest.take(ingest.waiting())
+    site.clock.now_s += 2.0
+    site.turns(2)
+    assert site.exchange.held_out()[base(0)[1].digest].frames == frames + 20
+
+
+def test_the_baseline_is_trained_first_and_once_and_becomes_the_local_policy(
+    tmp_path: Path, recorded: Path
+) -> None:
+    site = Site(tmp_path, recorded, training="baseline_steps = 8")
+    weights, info = base(0, max_local_steps=3)
+    site.exchange.install_base(weights, info)
+    site.turns(6)
+    assert site.scheduler.phase == "baseline"
+    assert site.scheduler.progress().steps_total == 0
+    site.turns(10)
+    folder = read_policy_folder(site.config.policies_dir / "local")
+    assert folder.manifest.version == 0
+    assert folder.spec == SPEC
+    assert list(folder.manifest.evaluation["held_out"]) == ["arm-1"]
+    golden = folder.manifest.golden[0]
+    session = OnnxPolicy(folder.onnx_path)
+    observation = {name: np.array(value, np.float32) for name, value in golden.observation.items()}
+    np.testing.assert_allclose(session.infer(observation), golden.action, atol=1e-4)
+    baseline = site.scheduler.progress().baseline
+    assert baseline is not None
+    assert baseline["done"]
+    assert baseline["held_out_mae"] < site.exchange.held_out()[info.digest].action_mae * 1.5
+    made = (folder.path / "manifest.json").stat().st_ino
+    site.start()
+    site.turns(8)
+    assert (folder.path / "manifest.json").stat().st_ino == made, "it is not made twice"
+    found = site.exchange.contribution_info()
+    assert found is not None
+    assert found.steps == 3
+
+
+def test_a_baseline_killed_before_its_folder_was_in_place_is_exported_again(
+    tmp_path: Path, recorded: Path
+) -> None:
+    site = Site(tmp_path, recorded, training="baseline_steps = 4")
+    site.exchange.install_base(*base(0, max_local_steps=1))
+    site.turns(8)
+    local = site.config.policies_dir / "local"
+    steps = site.scheduler.progress().baseline
+    shutil.rmtree(local)
+    site.start()
+    site.turns(4)
+    assert read_policy_folder(local).manifest.version == 0
+    assert steps is not None
+    after = site.scheduler.progress().baseline
+    assert after is not None
+    assert after["steps"] == steps["steps"] == 4
