@@ -5,17 +5,19 @@ Every table refuses unknown keys. Paths are taken relative to the folder of the 
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from agent.errors import ConfigError
+from host.settings import BadSettings, Settings, Table, load_settings
 from robot_io.calibration import JOINTS
 
 FEATURES = tuple(f"{joint}.pos" for joint in JOINTS)  # LeRobot's names of the same six numbers
 DEFAULT_CONFIG_PATH = Path("/etc/armada/agent.toml")
+MISSING = "write it, or name one by --config"
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its closing zero
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -23,112 +25,156 @@ Pose = tuple[float, float, float, float, float, float]
 Row = tuple[float, float, float]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RobotConfig(_Table):
+class RobotConfig(Table):
     """The follower arm. Its calibration lies in state_dir/calibration/<id>.json."""
 
     type: Literal["so101_follower", "so100_follower"] = "so101_follower"
+    """LeRobot's name of the arm."""
     port: str
+    """Serial port; a name in /dev/serial/by-id outlives a replug."""
     id: Name = "follower"
-    # Folded back over the base and low, where the arm stays when torque is taken away.
+    """Names the calibration file, and the robot in what it records."""
     park_pose: Pose = (0.0, -97.0, 89.0, 66.0, 0.0, 20.0)
+    """Joint units: folded back over the base and low, where it stays without torque."""
 
 
-class TeleopConfig(_Table):
+class TeleopConfig(Table):
     """The leader arm, if there is one. Its calibration lies in state_dir/calibration/<id>.json."""
 
     type: Literal["so101_leader", "so100_leader"] = "so101_leader"
+    """LeRobot's name of the arm."""
     port: str
+    """Serial port, another than robot.port."""
     id: Name = "leader"
+    """Names the calibration file, another than robot.id."""
 
 
-class CameraSettings(_Table):
+class CameraSettings(Table):
     """One camera: an MJPEG address (http…), a device path, or an index."""
 
     source: str | int
+    """An MJPEG address (http…), a device path, or an index."""
     width: int = Field(default=640, ge=16, le=4096)
+    """Pixels."""
     height: int = Field(default=480, ge=16, le=4096)
+    """Pixels."""
     fps: float = Field(default=30.0, gt=0, le=240)
+    """Frames a second that are asked of the camera."""
 
 
-class TrackerSettings(_Table):
+class TrackerSettings(Table):
     """Finds one saturated object on the table in one camera's picture."""
 
     camera: Name
+    """In whose picture to look."""
     object: Name = "cube"
+    """Names the numbers that come out: `cube.x_m`, `cube.y_m`."""
     hue_min_deg: float = Field(ge=0, le=360)
-    hue_max_deg: float = Field(ge=0, le=360)  # smaller than the minimum: the range wraps over red
+    """Hue of the object, from …"""
+    hue_max_deg: float = Field(ge=0, le=360)
+    """… to; smaller than the minimum, the range wraps over red."""
     saturation_min: float = Field(default=0.5, ge=0, le=1)
+    """Least saturation, 0 to 1."""
     value_min: float = Field(default=0.2, ge=0, le=1)
+    """Least brightness, 0 to 1."""
     min_area_px: int = Field(default=4, ge=1)
-    homography: tuple[Row, Row, Row]  # pixel (u, v, 1) -> metres (x, y) in the arm's base frame
+    """Smaller spots are noise."""
+    homography: tuple[Row, Row, Row]
+    """Three rows: pixel (u, v, 1) to metres (x, y) in the arm's base frame."""
 
 
-class ControlConfig(_Table):
+class ControlConfig(Table):
     """The control loop. Speeds are in joint units (degrees; gripper: per cent) a second."""
 
     fps: float = Field(default=30.0, ge=1, le=200)
+    """Rate of the loop, of recording, and of policies."""
     max_missed_reads: int = Field(default=3, ge=0, le=30)
+    """In a row; one more is a fault. The pose is held meanwhile."""
     ramp_s: float = Field(default=0.5, ge=0.05, le=10)
+    """Shortest handover to whoever takes command."""
     max_velocity_per_s: float = Field(default=360.0, gt=0, le=1000)
+    """Fastest that a goal may move."""
     park_speed_per_s: float = Field(default=60.0, gt=0, le=180)
-    max_step: float = Field(default=60.0, gt=0, le=360)  # of a goal from where the joint is
-    first_move_max: float = Field(default=90.0, gt=0, le=360)  # farther is refused, not driven to
-    first_move_speed_per_s: float = Field(default=60.0, gt=0, le=180)  # a handover is no faster
+    """Fastest on the way to the park pose."""
+    max_step: float = Field(default=60.0, gt=0, le=360)
+    """Farthest that a goal may lie from where the joint is."""
+    first_move_max: float = Field(default=90.0, gt=0, le=360)
+    """A first goal farther away is refused, not driven to."""
+    first_move_speed_per_s: float = Field(default=60.0, gt=0, le=180)
+    """Fastest during a handover."""
     camera_max_age_s: float = Field(default=1.0, gt=0, le=10)
-    realtime_priority: int = Field(default=20, ge=0, le=80)  # SCHED_FIFO; 0 leaves the scheduler be
+    """An older picture counts as missing."""
+    realtime_priority: int = Field(default=20, ge=0, le=80)
+    """SCHED_FIFO priority of the loop; 0 leaves the scheduler be."""
 
 
-class RecordingConfig(_Table):
+class RecordingConfig(Table):
     """The episode journal."""
 
-    image_format: Literal["jpeg"] = "jpeg"
-    jpeg_quality: int = Field(default=90, ge=10, le=100)  # for cameras that give no JPEG themselves
+    jpeg_quality: int = Field(default=90, ge=10, le=100)
+    """For cameras that give no JPEG themselves."""
     min_free_mb: int = Field(default=500, ge=0)
-    queue_ticks: int = Field(default=300, ge=10)  # ten seconds of 30 Hz between loop and disk
+    """No episode begins with less space on the disk."""
+    queue_ticks: int = Field(default=300, ge=10)
+    """Ticks that may wait for the disk; 300 are ten seconds at 30 Hz."""
 
 
-class TrainingConfig(_Table):
+class TrainingConfig(Table):
     """Local training, done while the robot is idle."""
 
     enabled: bool = True
+    """Whether this robot trains at all."""
     threads: int = Field(default=1, ge=1, le=256)
-    baseline_steps: int = Field(default=0, ge=0)  # a never-federated copy, for comparison; 0 = none
+    """Of torch."""
+    baseline_steps: int = Field(default=0, ge=0)
+    """Steps of a never-federated copy, for comparison; 0: none."""
     publish_every_s: float = Field(default=2.0, gt=0)
-    held_out_every: int = Field(default=5, ge=2)  # every k-th episode is never trained on
+    """How often what was gained is put on the disk."""
+    held_out_every: int = Field(default=5, ge=2)
+    """One episode in so many is never trained on."""
     min_episodes: int = Field(default=2, ge=1)
+    """Training waits for so many."""
     nice: int = Field(default=10, ge=0, le=19)
+    """Priority beside other programs; 19 is the lowest."""
 
 
-class FederationConfig(_Table):
+class FederationConfig(Table):
     """Membership of a fleet: the bundle that enrolment wrote."""
 
     bundle: Path
+    """Folder of the enrolment bundle."""
     local_work: Literal["anytime", "window"] = "anytime"
+    """Train whenever idle, or inside windows alone."""
 
 
-class RolloutConfig(_Table):
+class RolloutConfig(Table):
     """Asynchronous inference."""
 
     threads: int = Field(default=1, ge=1, le=256)
+    """Of ONNX Runtime."""
     latency_percentile: float = Field(default=95.0, ge=50, le=100)
+    """Of the measured latencies, the one that is planned with."""
     blend_ticks: int = Field(default=5, ge=0, le=100)
+    """Over how many ticks a new chunk takes over from the old one."""
     max_hold_s: float = Field(default=1.0, gt=0, le=30)
+    """Longest wait for a late chunk; then a fault."""
     load_timeout_s: float = Field(default=30.0, gt=0)
+    """For loading a policy and warming it up."""
     max_episode_s: float = Field(default=120.0, gt=0)
+    """No rollout is longer."""
 
 
-class PathsConfig(_Table):
+class PathsConfig(Table):
     """Where the agent keeps what it owns."""
 
     state_dir: Path
+    """Journals, datasets, policies, logs and sockets."""
 
 
-class AgentConfig(_Table):
+class AgentConfig(Settings):
     """The whole file, and the names that follow from it."""
+
+    model_config = SettingsConfigDict(env_prefix="ARMADA_AGENT_")
 
     robot: RobotConfig
     teleop: TeleopConfig | None = None
@@ -246,65 +292,11 @@ class AgentConfig(_Table):
 
 
 def load_config(path: Path | str) -> AgentConfig:
-    """Read and check the agent's TOML file.
+    """Read and check the agent's TOML file and what the environment adds; see host.settings.
 
     Raises ConfigError with one line: the file, the key, and what is allowed.
     """
-    path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; write it, or name one by --config") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    _resolve(table, "paths", "state_dir", path.parent)
-    _resolve(table, "federation", "bundle", path.parent)
-    try:
-        return AgentConfig.model_validate(table)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
-
-
-def _resolve(table: dict[str, Any], section: str, key: str, folder: Path) -> None:
-    """Make a path of the file absolute, relative to the file's folder."""
-    part = table.get(section)
-    if isinstance(part, dict) and isinstance(part.get(key), str):
-        part[key] = str(folder.resolve() / Path(part[key]).expanduser())
-
-
-def _first_line(error: ValidationError) -> str:
-    """The first complaint of pydantic as one line: key, what is wrong, what is allowed."""
-    problem = error.errors(include_url=False)[0]
-    location = [str(part) for part in problem["loc"] if part != "[key]"]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        allowed = ", ".join(_keys_beside(location)) or "none"
-        return f"unknown key {key}; allowed here: {allowed}"
-    if problem["type"] == "missing":
-        return f"key {key} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    return f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"
-
-
-_TABLES: dict[str, type[_Table]] = {
-    "robot": RobotConfig,
-    "teleop": TeleopConfig,
-    "cameras": CameraSettings,
-    "tracker": TrackerSettings,
-    "control": ControlConfig,
-    "recording": RecordingConfig,
-    "training": TrainingConfig,
-    "federation": FederationConfig,
-    "rollout": RolloutConfig,
-    "paths": PathsConfig,
-}
-
-
-def _keys_beside(location: list[str]) -> list[str]:
-    """The keys that are allowed in the table in which `location` stands."""
-    model = AgentConfig if len(location) <= 1 else _TABLES.get(location[0])
-    return [] if model is None else list(model.model_fields)
+        return load_settings(AgentConfig, Path(path), MISSING)
+    except BadSettings as error:
+        raise ConfigError(str(error)) from error

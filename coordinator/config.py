@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import tomllib
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from coordinator.errors import ConfigError
+from host.settings import BadSettings, Settings, Table, load_settings
 from policy.errors import BadSpec
 from policy.spec import PolicySpec
 from protocol.messages import Features
 from protocol.topics import IDENTITY_PATTERN
 
 CONFIG_NAME = "coordinator.toml"
+MISSING = "make it with `armada coordinator init --dir FOLDER`"
 
 # Stands in for the robots when the file is checked; their names are not known before they speak.
 _ANY_ROBOT = Features(state_names=("a",), action_names=("a",), environment_names=("b",), fps=30)
@@ -24,47 +26,64 @@ Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Ports(_Table):
+class Ports(Table):
     """TCP ports on `host`."""
 
     mqtt: Port = 8883
+    """The broker."""
     superlink: Port = 8000
+    """Flower's SuperLink, on loopback."""
     https: Port = 8443
+    """Releases, status and commands."""
 
 
-class CampaignConfig(_Table):
-    """How the fleet learns. Times in seconds of the coordinator's clock.
-
-    open_when: "interval" opens a window `interval_s` after the last one closed; "ready" opens it
-    as soon as every connected agent (and at least min_agents) gained min_local_steps, and after
-    `interval_s` at the latest. A window with fewer than min_agents joins closes without a round.
-    """
+class CampaignConfig(Table):
+    """How the fleet learns. Times in seconds of the coordinator's clock."""
 
     rounds: Annotated[int, Field(ge=1)] = 10
+    """Training rounds until the campaign is over."""
     min_agents: Annotated[int, Field(ge=1)] = 2
+    """Fewer joins, and a window closes without a round."""
     min_episodes: Annotated[int, Field(ge=1)] = 2
+    """A robot counts once it has as many."""
     join_s: Seconds = 5.0
+    """Time to answer a window."""
     close_s: Seconds = 60.0
+    """Time for the whole window, longer than join_s."""
     interval_s: Seconds = 60.0
+    """Between two windows."""
     open_when: Literal["interval", "ready"] = "interval"
+    """"interval" opens a window interval_s after the last one closed; "ready" as soon as every
+    connected robot, and at least min_agents, gained min_local_steps, and after interval_s at the
+    latest."""
     gather_s: Seconds = 10.0
+    """How long min_agents with data wait for the others."""
     strategy: str = "fedavg"
-    strategy_params: dict[str, Any] = {}
+    """How contributions become one base."""
+    strategy_params: dict[str, Any] = Field(default_factory=dict)
+    """Of the strategy."""
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    """FedProx: pull of local work towards the base; 0 is none."""
     local_work: Literal["anytime", "window"] = "anytime"
+    """Train whenever idle, or `steps` steps inside the window."""
     steps: Annotated[int, Field(ge=1)] = 100
+    """Of local_work = window."""
     min_local_steps: Annotated[int, Field(ge=0)] = 1
+    """A robot has gained something after as many."""
     max_local_steps: Annotated[int, Field(ge=1)] | None = None
+    """Most steps gained on one base; absent: no cap."""
     max_staleness: Annotated[int, Field(ge=0)] = 2
+    """Work from a base so many rounds old still counts, less."""
     min_replies: Annotated[int, Field(ge=1)] | None = None
+    """Accepted replies that make a round; absent: min_agents, at most 2."""
     release_every_rounds: Annotated[int, Field(ge=1)] = 1
+    """One round in so many is a candidate."""
     evaluation_wait_s: Seconds = 60.0
+    """How long a candidate waits for the robots' held-out errors."""
     regression_tolerance: Annotated[float, Field(ge=0)] = 0.0
+    """Raw joint units that a release may be worse than the last."""
     seed: int = 0
+    """Of base 0."""
 
     @model_validator(mode="after")
     def _times_fit(self) -> CampaignConfig:
@@ -80,14 +99,23 @@ class CampaignConfig(_Table):
         return self.min_replies if self.min_replies is not None else min(self.min_agents, 2)
 
 
-class CoordinatorConfig(_Table):
+class CoordinatorConfig(Settings):
     """The whole file. `policy` holds PolicySpec fields; the names come from the agents."""
 
+    model_config = SettingsConfigDict(env_prefix="ARMADA_COORDINATOR_")
+
     fleet: Annotated[str, Field(pattern=IDENTITY_PATTERN)] = "armada"
+    """Name of the fleet."""
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Name or address at which robots reach this server."""
     ports: Ports = Ports()
     campaign: CampaignConfig = CampaignConfig()
-    policy: dict[str, Any] = {}
+    policy: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _policy_can_be_built(self) -> Self:
+        policy_spec(self, _ANY_ROBOT)
+        return self
 
     def digest(self) -> str:
         """SHA-256 hex over what members of a window must agree on: campaign and policy."""
@@ -112,38 +140,14 @@ def policy_spec(config: CoordinatorConfig, features: Features) -> PolicySpec:
 
 
 def load_config(folder: Path) -> CoordinatorConfig:
-    """Read `folder`/coordinator.toml; raises ConfigError with file, key and what is allowed."""
-    path = folder / CONFIG_NAME
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} does not exist; make it with `armada coordinator init --dir {folder}`"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    try:
-        config = CoordinatorConfig.model_validate(table)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from error
-    try:
-        policy_spec(config, _ANY_ROBOT)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return config
+    """Read `folder`/coordinator.toml and what the environment adds; see host.settings.
 
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "file"
-    if first["type"] == "extra_forbidden":
-        model: type[BaseModel] = CoordinatorConfig
-        for part in first["loc"][:-1]:
-            inner = model.model_fields[str(part)].annotation
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                model = inner
-        return f"{where} is not a key; allowed are {', '.join(sorted(model.model_fields))}"
-    return f"{where} = {first['input']!r}: {first['msg']}"
+    Raises ConfigError with file, key and what is allowed.
+    """
+    try:
+        return load_settings(CoordinatorConfig, folder / CONFIG_NAME, MISSING)
+    except BadSettings as error:
+        raise ConfigError(str(error)) from error
 
 
 def render_config(fleet: str, host: str, ports: Ports) -> str:

@@ -19,13 +19,14 @@ ROOMS = {
     "park": ("agent.cli", "bring the follower to its rest pose"),
     "estop": ("agent.cli", "stop now and hold"),
     "reset": ("agent.cli", "leave fault or emergency stop; parks"),
+    "config": ("deploy.configuration", "show and check agent.toml and coordinator.toml"),
     "coordinator": ("coordinator.cli", "init, enrol, superlink, run, status"),
     "twin": ("robot_io.twin.cli", "a wire-level twin of an SO-101 leader and follower"),
     "demo": ("deploy.local_fleet.cli", "a whole fleet on this machine"),
 }
 
 # Rooms whose own parser has no level for the name of the room.
-STRIPPED = {"coordinator", "twin", "demo"}
+STRIPPED = {"config", "coordinator", "twin", "demo"}
 
 
 def usage() -> str:

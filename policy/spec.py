@@ -41,32 +41,52 @@ class PolicySpec(BaseModel):
     one object.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["act"] = "act"
+    """LeRobot's name of the policy."""
     state_names: tuple[str, ...] = Field(min_length=1)
+    """From the robots."""
     environment_names: tuple[str, ...] = ()
+    """From the robots."""
     action_names: tuple[str, ...] = Field(min_length=1)
+    """From the robots."""
     cameras: tuple[CameraSpec, ...] = ()
+    """What the policy sees: name, height and width of each, in pixels."""
     fps: int = Field(gt=0, le=1000)
+    """From the robots."""
     chunk_size: int = Field(default=30, gt=0, le=1000)
+    """Actions that are planned at once."""
 
     dim_model: int = Field(default=64, gt=0)
+    """Width of the transformer, a multiple of n_heads."""
     n_heads: int = Field(default=4, gt=0)
+    """Attention heads."""
     dim_feedforward: int = Field(default=128, gt=0)
+    """Width of the feed-forward layers."""
     n_encoder_layers: int = Field(default=1, gt=0)
+    """Transformer encoder layers."""
     n_decoder_layers: int = Field(default=1, gt=0)
+    """Transformer decoder layers."""
     use_vae: bool = False
+    """ACT's variational objective."""
     n_vae_encoder_layers: int = Field(default=2, gt=0)
+    """Layers of the VAE's encoder."""
     latent_dim: int = Field(default=8, gt=0)
+    """Of the VAE."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """In the transformer, while training."""
 
     learning_rate: float = Field(default=3e-4, gt=0.0)
-    # Averages of models trained on different data converge only if the steps get smaller from
-    # round to round (Li et al. 2020, "On the convergence of FedAvg on non-IID data").
+    """Of the first round."""
     round_decay: float = Field(default=1.0, gt=0.0, le=1.0)
+    """The rate's factor from round to round. Averages of models trained on different data converge
+    only if the steps get smaller (Li et al. 2020, "On the convergence of FedAvg on non-IID data").
+    """
     weight_decay: float = Field(default=1e-4, ge=0.0)
+    """Of AdamW."""
     batch_size: int = Field(default=32, gt=0)
+    """Frames a step."""
 
     @model_validator(mode="after")
     def _is_buildable(self) -> Self:

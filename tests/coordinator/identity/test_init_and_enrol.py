@@ -123,8 +123,8 @@ def test_init_never_overwrites_an_authority(
     ("old", "new", "said"),
     [
         ("rounds = 10", "rounds = 0", "campaign.rounds = 0"),
-        ("rounds = 10", "round = 10", "campaign.round is not a key; allowed are close_s"),
-        ('fleet = "lab"', 'flete = "lab"', "flete is not a key; allowed are campaign, fleet"),
+        ("rounds = 10", "round = 10", "unknown key campaign.round; did you mean rounds?"),
+        ('fleet = "lab"', 'flete = "lab"', "unknown key flete; did you mean fleet?"),
         ('open_when = "interval"', 'open_when = "soon"', "campaign.open_when = 'soon'"),
         ("join_s = 5.0", "join_s = 61.0", "join_s must be shorter than close_s"),
         ("[policy]", "[policy]\ndim_modle = 3", "dim_modle"),
