@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from agent.config import DEFAULT_CONFIG_PATH, AgentConfig
 from agent.config import MISSING as AGENT_MISSING
 from coordinator.config import CONFIG_NAME, CoordinatorConfig
 from coordinator.config import MISSING as COORDINATOR_MISSING
+from host.command_line import command_group, run_command_line
 from host.settings import BadSettings, Settings, settings_in_force, variable_of
 from policy.spec import PolicySpec
 
@@ -36,9 +38,7 @@ FILES = (
     ),
 )
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,  # a traceback with the values of variables may show secrets
+app = command_group(
     help="Show, check and explain agent.toml and coordinator.toml.",
 )
 ConfigPath = Annotated[
@@ -201,13 +201,9 @@ def _allowed(entry: dict[str, Any]) -> str:
     return ", ".join([words, *bounds])
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run one command; the exit status."""
-    try:
-        app(args=argv, prog_name="armada config", standalone_mode=True)
-    except SystemExit as ending:
-        return int(ending.code or 0)
-    return 0
+    return run_command_line(app, "armada config", argv, ())
 
 
 if __name__ == "__main__":

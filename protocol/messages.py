@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -34,6 +34,8 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 UnixSeconds = Annotated[float, Field(ge=0, le=1e11)]
 
 LocalWork = Literal["anytime", "window"]
+CommandWord = Literal["pause", "resume", "roll_back", "collect"]
+COMMANDS: tuple[str, ...] = get_args(CommandWord)
 
 
 class _Model(BaseModel):
@@ -197,7 +199,7 @@ class Command(Message):
     """
 
     agent_id: Identity
-    command: Literal["pause", "resume", "roll_back", "collect"]
+    command: CommandWord
 
 
 def decode[M: Message](model: type[M], payload: bytes) -> M:

@@ -45,6 +45,7 @@ from coordinator.server.https import HttpsServer, make_app
 from coordinator.server.state_file import load_state, save_state
 from coordinator.server.status import make_snapshot
 from protocol.messages import (
+    COMMANDS,
     AgentEvent,
     AgentStatus,
     Answer,
@@ -61,7 +62,6 @@ ENROLMENT_POLL_S = 1.0
 REGISTER_RETRY_S = 1.0
 KEPT_BASES = 4
 KEPT_EVENTS = 100
-COMMANDS = ("pause", "resume", "roll_back", "collect")
 
 
 class Coordinator:

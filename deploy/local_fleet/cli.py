@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -20,37 +22,12 @@ from deploy.local_fleet.demo import WALKS, Demo, DemoSettings, write_json
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
 from deploy.local_fleet.report import Report, as_table
 from deploy.local_fleet.status_reader import held_out_of
+from host.command_line import INTERRUPTED, command_group, run_command_line
 
 REFRESH_S = 0.5
+_DEFAULTS = DemoSettings()
 
-
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    defaults = DemoSettings()
-    made = argparse.ArgumentParser(prog="armada demo", description=__doc__)
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
-    made.add_argument("--dir", type=Path, help="keep everything in this folder (must be empty)")
-    made.add_argument("--keep", action="store_true", help="keep the temporary folder")
-    made.add_argument("--episodes", type=int, default=defaults.episodes, help="per robot")
-    made.add_argument("--rounds", type=int, default=defaults.rounds)
-    made.add_argument("--steps-per-round", type=int, default=defaults.steps_per_round)
-    made.add_argument(
-        "--trials", type=int, default=defaults.trials_per_sector,
-        help="placements per sector, for each robot and each policy",
-    )  # fmt: skip
-    made.add_argument("--seed", type=int, default=defaults.seed)
-    return made
-
-
-def settings_of(options: argparse.Namespace) -> DemoSettings:
-    """The demo's size as asked for on the command line."""
-    return DemoSettings(
-        episodes=options.episodes,
-        rounds=options.rounds,
-        steps_per_round=options.steps_per_round,
-        trials_per_sector=options.trials,
-        seed=options.seed,
-    )
+app = command_group()
 
 
 def view(demo: Demo) -> Table:
@@ -100,15 +77,42 @@ def _watched(demo: Demo, console: Console) -> Report:
             painter.join()
 
 
-def main(argv: list[str]) -> int:
-    """Run the demo. Exit status: 0 only if every walk completed, 130 after Ctrl-C."""
-    options = parser().parse_args(argv)
+@app.command()
+def demo(
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="write the report there too")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="keep everything in this folder (must be empty)")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep the temporary folder")] = False,
+    episodes: Annotated[int, typer.Option(help="per robot")] = _DEFAULTS.episodes,
+    rounds: int = _DEFAULTS.rounds,
+    steps_per_round: int = _DEFAULTS.steps_per_round,
+    trials: Annotated[
+        int, typer.Option(help="placements per sector, for each robot and each policy")
+    ] = _DEFAULTS.trials_per_sector,
+    seed: int = _DEFAULTS.seed,
+) -> None:
+    """A coordinator and three robots on this machine, through all that Armada does."""
+    settings = DemoSettings(
+        episodes=episodes,
+        rounds=rounds,
+        steps_per_round=steps_per_round,
+        trials_per_sector=trials,
+        seed=seed,
+    )
+    raise typer.Exit(_run(settings, folder, json_path, keep=keep))
+
+
+def _run(settings: DemoSettings, chosen: Path | None, json_path: Path | None, *, keep: bool) -> int:
+    """Exit status: 0 only if every walk completed, 130 after Ctrl-C."""
     console = Console()
-    if options.dir is not None and options.dir.exists() and any(options.dir.iterdir()):
-        console.print(f"armada demo: {options.dir} is not empty: name an empty or a new folder")
+    if chosen is not None and chosen.exists() and any(chosen.iterdir()):
+        console.print(f"armada demo: {chosen} is not empty: name an empty or a new folder")
         return 2
-    folder = options.dir or Path(tempfile.mkdtemp(prefix="armada-demo-"))
-    demo = Demo(settings_of(options), folder.resolve(), console.print)
+    folder = chosen or Path(tempfile.mkdtemp(prefix="armada-demo-"))
+    demo = Demo(settings, folder.resolve(), console.print)
 
     def stop(_signal: int, _frame: object) -> None:
         demo.stopping.set()
@@ -121,17 +125,22 @@ def main(argv: list[str]) -> int:
         console.print(
             "stopped: the agents were asked to park their arms, and every process has ended"
         )
-        return 130
+        return INTERRUPTED
     except (LocalFleetError, AgentClientError, CoordinatorError) as error:
         walks = ", ".join(f"{walk} {'done' if demo.walks[walk] else 'NOT done'}" for walk in WALKS)
         console.print(f"armada demo: {error}\n({walks}; logs in {folder / 'log'})", markup=False)
         return 1
     console.print(as_table(report))
-    if options.json is not None:
-        write_json(report, options.json)
-    if options.dir is None and not options.keep and report.complete:
+    if json_path is not None:
+        write_json(report, json_path)
+    if chosen is None and not keep and report.complete:
         shutil.rmtree(folder)
     return 0 if report.complete else 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; the exit status."""
+    return run_command_line(app, "armada demo", argv, ())
 
 
 if __name__ == "__main__":

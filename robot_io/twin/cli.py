@@ -2,69 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from host.command_line import command_group, run_command_line
 from host.logs import set_up_logging
+from robot_io.twin.errors import TwinError
 
 DEFAULT_CAMERA = "overhead:128x96@30"
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="armada twin", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run a twin until SIGTERM or Ctrl-C")
-    run.add_argument("--dir", type=Path, required=True, help="folder of ports, socket and EEPROM")
-    run.add_argument("--seed", type=int, default=0, help="how the arms were assembled (default 0)")
-    run.add_argument(
-        "--camera",
-        action="append",
-        default=[],
-        metavar="NAME:WxH@FPS",
-        help=f"overhead or wrist_cam, may be repeated (default {DEFAULT_CAMERA})",
-    )
-    run.add_argument(
-        "--bus-timing", action="store_true", help="answers take the time that the wire would"
-    )
-    run.add_argument(
-        "--usb-latency-ms", type=float, default=0.0, help="delay of the USB adapter (default 0)"
-    )
-    run.add_argument("--verbose", action="store_true")
-    return parser
+app = command_group(
+    help="A wire-level twin of an SO-101 follower and leader.",
+)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 after an orderly end, 1 with one line on stderr otherwise."""
-    arguments = _parser().parse_args(argv)
-    set_up_logging(logging.INFO if arguments.verbose else logging.WARNING)
+@app.callback()
+def _twin() -> None:
+    """Keeps `run` a command of its own, although it is the only one."""
+
+
+@app.command()
+def run(
+    folder: Annotated[Path, typer.Option("--dir", help="folder of ports, socket and EEPROM")],
+    seed: Annotated[int, typer.Option(help="how the arms were assembled")] = 0,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:WxH@FPS",
+            help=f"overhead or wrist_cam, may be repeated (default {DEFAULT_CAMERA})",
+        ),
+    ] = None,
+    bus_timing: Annotated[
+        bool, typer.Option("--bus-timing", help="answers take the time that the wire would")
+    ] = False,
+    usb_latency_ms: Annotated[float, typer.Option(help="delay of the USB adapter, 0 to 100")] = 0.0,
+    verbose: Annotated[bool, typer.Option("--verbose")] = False,
+) -> None:
+    """Run a twin until SIGTERM or Ctrl-C."""
+    set_up_logging(logging.INFO if verbose else logging.WARNING)
     try:
         # Imported here, so that a missing extra is one clear line.
         from robot_io.twin import launcher
-        from robot_io.twin.errors import TwinError
         from robot_io.twin.scene import parse_camera
     except ModuleNotFoundError as error:
-        print(f"armada twin: {error.name} is not installed; install armada[twin]", file=sys.stderr)
-        return 1
-    try:
-        cameras = tuple(parse_camera(text) for text in arguments.camera or [DEFAULT_CAMERA])
-        if not 0 <= arguments.usb_latency_ms <= 100:
-            raise TwinError("--usb-latency-ms must be within 0..100")
-        launcher.run(
-            launcher.TwinConfig(
-                arguments.dir.resolve(),
-                arguments.seed,
-                cameras,
-                arguments.bus_timing,
-                arguments.usb_latency_ms / 1000,
-            )
+        raise TwinError(f"{error.name} is not installed; install armada[twin]") from error
+    if not 0 <= usb_latency_ms <= 100:
+        raise TwinError("--usb-latency-ms must be within 0..100")
+    launcher.run(
+        launcher.TwinConfig(
+            folder.resolve(),
+            seed,
+            tuple(parse_camera(text) for text in camera or [DEFAULT_CAMERA]),
+            bus_timing,
+            usb_latency_ms / 1000,
         )
-    except (TwinError, OSError) as error:
-        print(f"armada twin: {error}", file=sys.stderr)
-        return 1
-    return 0
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; 0 after an orderly end, 1 with one line on stderr otherwise."""
+    return run_command_line(app, "armada twin", argv, (TwinError, OSError))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""A typer application as one command of ours: an exit status, and one line for what went wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+from click.exceptions import NoArgsIsHelpError
+
+INTERRUPTED = 130  # 128 + SIGINT
+
+
+def command_group(help: str | None = None) -> typer.Typer:
+    """A group of commands in our manner: plain text, no traceback with the values of variables.
+
+    Completion is installed for `armada` as a whole.
+    """
+    return typer.Typer(
+        help=help,
+        no_args_is_help=help is not None,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+
+def run_command_line(
+    app: typer.Typer,
+    name: str,
+    arguments: Sequence[str],
+    refusals: tuple[type[Exception], ...],
+) -> int:
+    """Run `name` with `arguments`; the exit status.
+
+    0 success; 1 with one line on stderr for an error in `refusals`; 2 for wrong usage; what the
+    command itself gave by typer.Exit; 130 after Ctrl-C. Anything else is a fault, and is raised.
+    """
+    command = typer.main.get_command(app)
+    try:
+        status = command.main(args=list(arguments), prog_name=name, standalone_mode=False)
+    except NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        where = name if error.ctx is None else error.ctx.command_path
+        sys.stderr.write(f"{where}: {error.format_message()} ({where} --help says more)\n")
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except refusals as error:
+        sys.stderr.write(f"{name.split()[0]}: {error}\n")
+        return 1
+    return int(status or 0)
