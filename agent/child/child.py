@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +13,15 @@ from typing import Any
 from agent.child.link import LINK_FD, ParentLink
 from agent.child.process_row import ProcessRow
 from agent.errors import BadLinkMessage, LinkClosed
+from host.children import ChildProcess, spawn
+from host.restarts import RestartTimer, is_silent
 
 log = logging.getLogger(__name__)
-
-BACKOFF_FIRST_S = 0.5
-BACKOFF_LAST_S = 30.0
-STEADY_S = 30.0  # a child that ran this long has forgotten its earlier deaths
-LOG_KEEP_BYTES = 8 << 20
-
-
-def backoff_s(deaths: int) -> float:
-    """How long to wait before the next start, after so many deaths in a row."""
-    return float(min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2 ** max(0, min(deaths, 16) - 1)))
 
 
 @dataclass
 class _Running:
-    process: subprocess.Popen[bytes]
+    process: ChildProcess
     link: ParentLink
     started_s: float
     last_beat_s: float | None = None
@@ -60,8 +50,7 @@ class Child:
         self._on_open = on_open  # with the link's descriptor, to watch it
         self._on_close = on_close
         self._running: _Running | None = None
-        self._deaths = 0
-        self._not_before_s = 0.0
+        self._timer = RestartTimer(row.backoff)
         self._wanted = False
 
     @property
@@ -93,7 +82,7 @@ class Child:
         """SIGSTOP the whole group now, if this row is one to freeze."""
         running = self._running
         if running is not None and self.row.otherwise == "freeze" and not running.frozen:
-            self._signal_group(running, signal.SIGSTOP)
+            running.process.signal_group(signal.SIGSTOP)
             running.frozen = True
 
     def want(self, wanted: bool) -> None:
@@ -101,13 +90,13 @@ class Child:
         self._wanted = wanted
         running = self._running
         if running is None:
-            if wanted and self._clock() >= self._not_before_s:
+            if wanted and self._timer.due(self._clock()):
                 self._start()
             return
         if wanted and running.frozen:
             running.frozen = False
             running.last_beat_s = None  # silence while frozen is no silence
-            self._signal_group(running, signal.SIGCONT)
+            running.process.signal_group(signal.SIGCONT)
         elif not wanted and self.row.otherwise == "freeze":
             self.freeze()
         elif not wanted and running.stop_by_s is None:
@@ -120,15 +109,13 @@ class Child:
         if running is None or running.stop_by_s is not None:
             return
         running.stop_by_s = self._clock() + self.row.stop_grace_s
-        self._signal_process(running, signal.SIGTERM)
-        if running.frozen:
-            running.frozen = False
-            self._signal_group(running, signal.SIGCONT)
+        running.process.ask_to_end()
+        running.frozen = False
 
     def kill(self) -> None:
         """SIGKILL the group; `poll` sees the death."""
         if self._running is not None:
-            self._signal_group(self._running, signal.SIGKILL)
+            self._running.process.kill()
 
     def send(self, kind: str, **fields: Any) -> None:
         """Send to the process. Raises LinkClosed if there is none, or it is going."""
@@ -158,22 +145,18 @@ class Child:
         running = self._running
         if running is None:
             return False
-        code = running.process.poll()
-        if code is not None:
-            self._buried(running, code)
+        if running.process.poll() is not None:
+            self._buried(running)
             return True
         now_s = self._clock()
-        if running.stop_by_s is not None and now_s >= running.stop_by_s:
-            log.warning("%s did not end in %.0f s; killed", self.row.name, self.row.stop_grace_s)
-            running.stop_by_s = float("inf")
-            self.kill()
-        silent_since_s = running.last_beat_s
-        if (
-            silent_since_s is not None
-            and not running.frozen
-            and running.stop_by_s is None
-            and now_s - silent_since_s > self.row.silence_s
-        ):
+        if running.stop_by_s is not None:
+            if now_s >= running.stop_by_s:
+                log.warning(
+                    "%s did not end in %.0f s; killed", self.row.name, self.row.stop_grace_s
+                )
+                running.stop_by_s = float("inf")
+                self.kill()
+        elif is_silent(now_s, running.last_beat_s, self.row.silence_s, frozen=running.frozen):
             log.error("%s was silent for %.0f s; killed", self.row.name, self.row.silence_s)
             running.last_beat_s = None
             self.kill()
@@ -182,26 +165,16 @@ class Child:
     def _start(self) -> None:
         link = ParentLink()
         child_fd = link.child_fd()
-        environment = os.environ | {LINK_FD: str(child_fd), "PYTHONUNBUFFERED": "1"}
-        log_path = self._log_dir / f"{self.row.name}.log"
         try:
-            self._log_dir.mkdir(parents=True, exist_ok=True)
-            if log_path.exists() and log_path.stat().st_size > LOG_KEEP_BYTES:
-                log_path.replace(log_path.with_suffix(".log.1"))
-            with log_path.open("ab") as output:
-                process = subprocess.Popen(
-                    self.row.command(self._config_path, os.getpid()),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=environment,
-                    pass_fds=(child_fd,),
-                    process_group=0,
-                )
+            process = spawn(
+                self.row.command(self._config_path),
+                log=self._log_dir / f"{self.row.name}.log",
+                environment={LINK_FD: str(child_fd)},
+                pass_fds=(child_fd,),
+            )
         except OSError as error:
             link.close()
-            self._deaths += 1
-            self._not_before_s = self._clock() + backoff_s(self._deaths)
+            self._timer.died(self._clock())
             self.last_exit = f"cannot start: {error}"
             log.error("%s %s", self.row.name, self.last_exit)  # noqa: TRY400
             return
@@ -210,43 +183,17 @@ class Child:
         self._on_open(link.fileno())
         log.info("%s started, pid %d", self.row.name, process.pid)
 
-    def _buried(self, running: _Running, code: int) -> None:
-        """The process is dead: end what it left behind, and decide when to start it again."""
-        self._signal_group(running, signal.SIGKILL)
+    def _buried(self, running: _Running) -> None:
+        """The process is dead, and its group with it: decide when to start it again."""
         self._on_close(running.link.fileno())
         running.link.close()
         self._running = None
-        self.last_exit = _exit_words(code)
+        self.last_exit = running.process.exit_words
         if running.stop_by_s is not None:
-            self._deaths = 0
-            self._not_before_s = 0.0
+            self._timer.forget()
             log.info("%s ended (%s)", self.row.name, self.last_exit)
             return
-        now_s = self._clock()
-        steady = now_s - running.started_s >= STEADY_S
-        self._deaths = 1 if steady else self._deaths + 1
         self.restarts += 1
-        wait_s = backoff_s(self._deaths)
-        self._not_before_s = now_s + wait_s
-        log.error("%s died (%s); again in %.1f s", self.row.name, self.last_exit, wait_s)
-
-    def _signal_process(self, running: _Running, number: signal.Signals) -> None:
-        if running.process.poll() is None:
-            running.process.send_signal(number)
-
-    def _signal_group(self, running: _Running, number: signal.Signals) -> None:
-        try:
-            os.killpg(running.process.pid, number)
-        except ProcessLookupError:
-            pass  # the whole group has ended
-        except PermissionError as error:
-            log.warning("%s: group cannot be signalled: %s", self.row.name, error)
-
-
-def _exit_words(code: int) -> str:
-    if code >= 0:
-        return f"exit {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
+        now_s = self._clock()
+        pause_s = self._timer.died(now_s, now_s - running.started_s)
+        log.error("%s died (%s); again in %.1f s", self.row.name, self.last_exit, pause_s)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from agent.operations.state_machine import Permissions
+from host.children import module_command
+from host.restarts import Backoff
 
 Predicate = Callable[[Permissions], bool]
+BACKOFF = Backoff()
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class ProcessRow:
     `otherwise` says what becomes of it when it may not run: `freeze` stops its whole process group
     by SIGSTOP and lets it go on later; `stop` ends it. `parent_death_signal` is what the kernel
     sends it if the supervisor dies. `silence_s` is the longest time without a heartbeat, counted
-    from the first one and not while frozen.
+    from the first one and not while frozen. `backoff` is the pause before the next start when the
+    process died unasked.
     """
 
     name: str
@@ -32,9 +35,14 @@ class ProcessRow:
     silence_s: float = 60.0
     stop_grace_s: float = 3.0
     parent_death_signal: signal.Signals = signal.SIGKILL
+    backoff: Backoff = BACKOFF
 
-    def command(self, config_path: Path, parent_pid: int) -> list[str]:
-        """The command line: the launcher binds the child to its parent, then becomes the module."""
-        launcher = [sys.executable, "-m", "host.launch", str(parent_pid)]
-        settings = [str(int(self.parent_death_signal)), str(self.nice)]
-        return [*launcher, *settings, self.module, "--config", str(config_path)]
+    def command(self, config_path: Path) -> list[str]:
+        """The command line; the kernel ends the process with the thread that starts it."""
+        return module_command(
+            self.module,
+            "--config",
+            str(config_path),
+            death_signal=self.parent_death_signal,
+            nice=self.nice,
+        )

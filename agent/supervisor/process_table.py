@@ -7,6 +7,12 @@ import signal
 from agent.child.process_row import ProcessRow
 from agent.config import AgentConfig
 from agent.operations.state_machine import Permissions
+from host.restarts import Backoff
+
+# An arm may hold torque with nobody at its bus: control is started again at once. What dies for the
+# fourth time in a row, each time younger than its slowest start takes, is not mended by haste: from
+# then on a pause leaves the processor to those who stop it or ask it why.
+CONTROL_BACKOFF = Backoff(at_once=3, first_s=0.5, last_s=0.5, steady_s=10.0)
 
 
 def always(permissions: Permissions) -> bool:
@@ -56,6 +62,7 @@ def process_table(config: AgentConfig) -> tuple[ProcessRow, ...]:
             stop_grace_s=15.0,  # it parks the arm first
             # If the supervisor dies the arm must still be parked: a word, not an axe.
             parent_death_signal=signal.SIGTERM,
+            backoff=CONTROL_BACKOFF,
         ),
         ProcessRow(
             name="inference",

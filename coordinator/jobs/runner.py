@@ -1,24 +1,27 @@
 """Work with torch, done in child processes: building base 0, exporting a release.
 
 Keeps the coordinator itself small, and lets a crash or a hang of an exporter be a line in the audit
-log. A job reads one JSON request from stdin and leaves one JSON result in a file.
+log. A job reads one JSON request from stdin and leaves one JSON result in a file; its last line on
+stderr, which goes to a log beside the result, is the reason why it left none.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 from coordinator.errors import ExportFailed
+from host.children import ChildProcess, module_command, spawn
 
 BUILD_MODULE = "coordinator.jobs.build_base"
 EXPORT_MODULE = "coordinator.jobs.export_release"
 JOB_LIMIT_S = 600.0
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class JobRunner:
@@ -28,42 +31,40 @@ class JobRunner:
         self._folder = folder
         self._limit_s = limit_s
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ChildProcess | None = None
         self._closed = False
 
     def run(self, module: str, request: dict[str, Any]) -> dict[str, Any]:
         """The job's result; raises ExportFailed with the job's last line."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        result = self._folder / f"{module.rsplit('.', 1)[-1]}.result.json"
+        name = module.rsplit(".", 1)[-1]
+        result = self._folder / f"{name}.result.json"
         result.unlink(missing_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with self._lock:
-            if self._closed:
-                raise ExportFailed("the coordinator is being stopped")
-            self._process = process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,
-            )
-        text = json.dumps({**request, "result": str(result)}, allow_nan=False).encode()
+        # A file and not a pipe: a job that does not read cannot hold up who asks for it.
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(json.dumps({**request, "result": str(result)}, allow_nan=False).encode())
+            stdin.seek(0)
+            with self._lock:
+                if self._closed:
+                    raise ExportFailed("the coordinator is being stopped")
+                self._process = process = spawn(
+                    module_command(module),
+                    log=self._folder / f"{name}.log",
+                    environment=ENVIRONMENT,
+                    stdin=stdin,
+                    stdout=subprocess.DEVNULL,
+                )
         try:
-            _, errors = process.communicate(text, timeout=self._limit_s)
-        except subprocess.TimeoutExpired as error:
+            status = process.wait(self._limit_s)
+        except TimeoutError as error:
             raise ExportFailed(f"{module} took more than {self._limit_s:.0f} s") from error
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
             with self._lock:
                 self._process = None
-        if process.returncode != 0:
-            text_lines = errors.decode(errors="replace").strip().splitlines()
-            # The continuation lines of an exception's text are indented.
-            lines = [line for line in text_lines if line.strip() and not line.startswith(" ")]
-            last = lines[-1] if lines else f"ended with {process.returncode}"
+        if status != 0:
+            last = _last_words(process.log_tail()) or f"ended with {process.exit_words}"
             raise ExportFailed(f"{module}: {last[:300]}")
         try:
             loaded = json.loads(result.read_bytes())
@@ -77,6 +78,12 @@ class JobRunner:
             self._closed = True
             if self._process is not None:
                 self._process.kill()
+
+
+def _last_words(errors: str) -> str:
+    """The last line of stderr that is not a continuation of one before, which is indented."""
+    lines = [line for line in errors.splitlines() if line.strip() and not line.startswith(" ")]
+    return lines[-1].strip() if lines else ""
 
 
 def read_request() -> dict[str, Any]:

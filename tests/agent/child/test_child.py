@@ -12,9 +12,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.child.child import STEADY_S, Child, backoff_s
+from agent.child.child import Child
 from agent.operations.state_machine import Permissions, State, permissions
-from agent.supervisor.process_table import ProcessRow, always, idle, process_table
+from agent.supervisor.process_table import (
+    CONTROL_BACKOFF,
+    ProcessRow,
+    always,
+    idle,
+    process_table,
+)
+from host.restarts import Backoff
 
 # What a child is here: it says hello, answers, then lives until it is told otherwise.
 CHILD = """
@@ -46,7 +53,7 @@ class Clock:
 class Row(ProcessRow):
     """A row whose process is CHILD."""
 
-    def command(self, config_path: Path, parent_pid: int) -> list[str]:
+    def command(self, config_path: Path) -> list[str]:
         return [sys.executable, "-c", CHILD, self.module]
 
 
@@ -165,7 +172,39 @@ def test_a_death_is_counted_and_the_next_start_waits(
         child.want(True)
         assert child.pid is None
         assert child.describe()["state"] == "waiting"
-        clock.now_s += backoff_s(deaths) + 0.01
+        clock.now_s += Backoff().pause_s(deaths) + 0.01
+
+
+def test_a_control_process_that_is_killed_is_back_in_the_same_look_every_time(
+    make: Callable[..., Child], clock: Clock
+) -> None:
+    child = make(backoff=CONTROL_BACKOFF)
+    for _ in range(6):
+        child.want(True)
+        pid = child.pid
+        assert pid is not None
+        hello(child)
+        clock.now_s += CONTROL_BACKOFF.steady_s
+        os.kill(pid, signal.SIGKILL)
+        wait(child.poll)
+    assert child.restarts == 6
+
+
+def test_a_control_process_that_dies_at_every_start_does_not_spin(
+    make: Callable[..., Child], clock: Clock
+) -> None:
+    child = make("die", backoff=CONTROL_BACKOFF)
+    for deaths in range(1, 7):
+        child.want(True)
+        assert child.pid is not None
+        wait(child.poll)
+        child.want(True)
+        if deaths <= 3:
+            assert child.pid is not None, "the first deaths are followed by a start at once"
+            continue
+        assert child.describe()["state"] == "waiting"
+        clock.now_s += 0.5
+    assert child.last_exit == "exit 3"
 
 
 def test_silence_after_the_first_heartbeat_is_death(
@@ -207,13 +246,6 @@ def test_a_program_that_cannot_be_started_is_tried_again_later(
     assert child.last_exit is not None and child.last_exit.startswith("cannot start")
 
 
-def test_backoff_grows_and_is_bounded() -> None:
-    waits = [backoff_s(deaths) for deaths in range(1, 40)]
-    assert waits == sorted(waits)
-    assert waits[0] == 0.5 and waits[-1] == 30.0
-    assert waits[-1] <= STEADY_S
-
-
 @pytest.mark.parametrize(
     ("state", "running"),
     [
@@ -239,3 +271,4 @@ def test_the_table_says_what_runs_in_each_state(
     # If the supervisor dies, control gets the word on which it parks.
     [control] = [row for row in rows if row.name == "control"]
     assert control.parent_death_signal == signal.SIGTERM
+    assert [row.name for row in rows if row.backoff.pause_s(1) == 0.0] == ["control"]
