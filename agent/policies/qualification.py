@@ -31,6 +31,7 @@ from agent.policies.compatibility import (
     read_policy_folder,
 )
 from agent.policies.errors import PolicyRefused
+from host.children import exit_words, module_command
 
 log = logging.getLogger(__name__)
 
@@ -76,18 +77,18 @@ def qualify(
 
     Never raises for what the policy does; OSError when the child cannot be started.
     """
-    command = [sys.executable, "-m", "agent.policies.qualification", str(policy_dir), "--here"]
-    command += ["--timeout", str(timeout_s)]
+    arguments = [str(policy_dir), "--here", "--timeout", str(timeout_s)]
     if config_path is not None:
-        command += ["--config", str(config_path)]
+        arguments += ["--config", str(config_path)]
+    command = module_command("agent.policies.qualification", *arguments)
     try:
-        done = subprocess.run(  # its stderr goes where ours goes
+        done = subprocess.run(  # its stderr goes where ours goes, and it freezes when we freeze
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
         return _failed(f"the policy did not finish its trial within {timeout_s:g} s")
     if done.returncode < 0:
-        return _failed(f"the policy crashed its trial ({signal.Signals(-done.returncode).name})")
+        return _failed(f"the policy crashed its trial ({exit_words(done.returncode)})")
     try:
         return Qualification.from_json(done.stdout)
     except ValueError:
@@ -170,7 +171,7 @@ def _failed(reason: str) -> Qualification:
 
 
 def _limit_this_process(timeout_s: float) -> None:
-    """Bound this child also when its parent was killed, and let it be the first to lack memory."""
+    """Bound this child also when it was started by hand, and let it be first to lack memory."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(math.ceil(timeout_s) + 1)
     try:

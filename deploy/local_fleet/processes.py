@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from deploy.local_fleet.errors import ProcessDied, StepTimeout
+from host.children import ChildProcess, end_all, spawn
 
 ARMADA = (sys.executable, "-m", "deploy.command")  # the command line, as the units start it
 
@@ -22,13 +19,12 @@ class Process:
     """One started command and where its output goes."""
 
     name: str
-    popen: subprocess.Popen[bytes]
+    child: ChildProcess
     log_path: Path
-    log_file: IO[bytes]
 
     def tail(self, lines: int = 8) -> str:
         """The last lines of the log: what a person wants to see when the process died."""
-        text = self.log_path.read_text(errors="replace").strip().splitlines()
+        text = self.child.log_tail().strip().splitlines()
         return "\n".join(text[-lines:])
 
 
@@ -51,16 +47,8 @@ class ProcessGroup:
     ) -> Process:
         """Start a command; its output goes to `<log folder>/<name>.log`."""
         log_path = self._log_folder / f"{name}.log"
-        log_file = log_path.open("ab")
-        popen = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", "--", *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
-        process = Process(name, popen, log_path, log_file)
+        command = ["setpriv", "--pdeathsig", "TERM", "--", *argv]
+        process = Process(name, spawn(command, log=log_path, environment=environment), log_path)
         self._processes.append(process)
         return process
 
@@ -71,7 +59,7 @@ class ProcessGroup:
             ProcessDied: names the process, its exit status and the end of its log.
         """
         for process in self._processes:
-            status = process.popen.poll()
+            status = process.child.poll()
             if status is not None:
                 raise ProcessDied(
                     f"{process.name} ended with status {status}; the end of {process.log_path}:\n"
@@ -106,25 +94,13 @@ class ProcessGroup:
 
         Returns the names of those that had to be killed.
         """
-        for process in processes:
-            if process.popen.poll() is None:
-                process.popen.send_signal(signal.SIGTERM)
-        deadline_s = time.monotonic() + grace_s
-        killed = []
-        for process in processes:
-            try:
-                process.popen.wait(max(0.0, deadline_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.popen.kill()
-                process.popen.wait()
-                killed.append(process.name)
-            process.log_file.close()
-            self._processes.remove(process)
-        return killed
+        killed = end_all([process.child for process in processes], grace_s)
+        self._processes = [p for p in self._processes if p not in processes]
+        return [process.name for process in processes if process.child in killed]
 
     def stop_all(self, grace_s: float) -> list[str]:
         """End whatever is left, the last started first."""
         killed = []
-        for process in reversed(list(self._processes)):
+        for process in reversed(self._processes):
             killed += self.stop([process], grace_s)
         return killed

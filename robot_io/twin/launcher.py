@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from host.children import end_all, spawn
 from host.files import write_durable
 from robot_io.calibration import JOINTS
 from robot_io.twin.children import TwinProcess
@@ -63,7 +63,7 @@ class LaunchedProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             descriptors = (shared.descriptor, theirs.fileno())
-            self._popen = subprocess.Popen(
+            self.child = spawn(
                 [
                     sys.executable,
                     "-m",
@@ -73,9 +73,7 @@ class LaunchedProcess:
                     *arguments,
                 ],
                 pass_fds=descriptors,
-                # A terminal's Ctrl-C reaches the main process alone, which ends them in order.
-                process_group=0,
-                env=_child_environment(),
+                environment=_child_environment(),
             )
         self._socket = ours
         self.link = TwinProcess(module, ours)
@@ -95,26 +93,6 @@ class LaunchedProcess:
             raise TwinProcessDied(f"the twin's {self.name} process did not start; see above")
         first: dict[str, Any] = json.loads(data)
         return first
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is gone."""
-        return self._popen.poll() is not None
-
-    def stop(self) -> None:
-        """Ask it to end."""
-        if not self.ended:
-            self._popen.terminate()
-
-    def reap(self) -> None:
-        """Wait for its end; kill it when it does not come."""
-        try:
-            self._popen.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            _LOG.warning("the twin's %s process does not end: killed", self.name)
-            self._popen.kill()
-            self._popen.wait()
-        self.link.close()
 
 
 class Twin:
@@ -172,7 +150,7 @@ class Twin:
         """
         while not ended.wait(_WATCH_S):
             for process in self._processes:
-                if process.ended:
+                if process.child.poll() is not None:
                     raise TwinProcessDied(f"the twin's {process.name} process ended by itself")
 
     def stop(self) -> None:
@@ -184,10 +162,11 @@ class Twin:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+        killed = end_all([process.child for process in self._processes], _END_S)
         for process in self._processes:
-            process.stop()
-        for process in self._processes:
-            process.reap()
+            if process.child in killed:
+                _LOG.warning("the twin's %s process does not end: killed", process.name)
+            process.link.close()
         for name in (*ARMS, "control.sock"):
             (folder / name).unlink(missing_ok=True)
         self._lock.close()
@@ -238,8 +217,7 @@ def _lock(folder: Path) -> IO[str]:
 def _child_environment() -> dict[str, str]:
     # One thread each: helpers of BLAS and of the software rasteriser only steal time from others.
     return {
-        "MUJOCO_GL": "egl",
-        **os.environ,
+        "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "LP_NUM_THREADS": "0",

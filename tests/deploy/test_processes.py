@@ -43,7 +43,7 @@ def test_every_process_is_ended_and_the_stubborn_ones_are_named(tmp_path):
     for process in started:
         wait_for_output(process)
     assert group.stop_all(grace_s=0.5) == ["stubborn"]
-    assert not any(alive(process.popen.pid) for process in started)
+    assert not any(alive(process.child.pid) for process in started)
 
 
 def test_a_death_is_reported_with_the_end_of_its_log(tmp_path):
