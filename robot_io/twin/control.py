@@ -136,10 +136,14 @@ class Hands:
             number = self._number
             began_s = float(self._shared.world.read()[World.SIM_TIME_S])
             self._physics.ask(plan.angles_rad.tobytes(), op="hand", arm=arm, number=number)
-            while self._shared.world.read()[_HAND_WORLD[arm]] < number:
+            ended = False
+            while not ended:
+                # Asked in this order: to let go, as abort does, also ends the motion.
+                ended = self._shared.world.read()[_HAND_WORLD[arm]] >= number
                 if self._stop.is_set():
                     raise BadRequest("aborted")
-                time.sleep(_POLL_S)
+                if not ended:
+                    time.sleep(_POLL_S)
             return float(self._shared.world.read()[World.SIM_TIME_S]) - began_s
         finally:
             self._busy[arm].release()
