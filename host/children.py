@@ -39,14 +39,15 @@ def spawn(
     *,
     log: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdin: IO[bytes] | None = None,
     stdout: int | None = None,
     pass_fds: Sequence[int] = (),
 ) -> ChildProcess:
     """Start a command; `environment` is added to ours.
 
-    Its output is appended to `log`, or goes where ours goes; `stdout` names another place for that
-    half. Nothing waits. Raises OSError when the log cannot be opened or the program not started.
+    Its input is empty, or the file `stdin` from where it stands. Its output is appended to `log`,
+    or goes where ours goes; `stdout` names another place for that half. Nothing waits. Raises
+    OSError when the log cannot be opened or the program not started.
     """
     output: IO[bytes] | None = None
     log_start = 0
@@ -56,7 +57,7 @@ def spawn(
     try:
         popen = subprocess.Popen(
             command,
-            stdin=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=output if stdout is None else stdout,
             stderr=output,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
@@ -86,11 +87,6 @@ class ChildProcess:
     def pid(self) -> int:
         """Its number, and that of its process group."""
         return self._popen.pid
-
-    @property
-    def stdin(self) -> IO[bytes] | None:
-        """Our end of its standard input, if it was started with subprocess.PIPE."""
-        return self._popen.stdin
 
     @property
     def exit_words(self) -> str:
