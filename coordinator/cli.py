@@ -18,7 +18,8 @@ import typer
 from coordinator.client import OperatorClient
 from coordinator.config import CONFIG_NAME, CoordinatorConfig, Ports, load_config, render_config
 from coordinator.errors import ConfigError, CoordinatorError, EnrolmentError
-from coordinator.identity.enrolment import Authority, create_identities, enrol_robot
+from coordinator.identity import enrolment
+from coordinator.identity.enrolment import Authority, create_identities
 from coordinator.identity.layout import Layout
 from coordinator.identity.mosquitto import write_broker_files
 from coordinator.server.audit import verify
@@ -89,7 +90,7 @@ def enrol(
     layout = Layout(folder)
     config = load_config(layout.root)
     authority = Authority.load(layout, _wall)
-    enrol_robot(layout, config, robot_id, out, authority, time.time())
+    enrolment.enrol(layout, config, robot_id, out, authority, time.time())
     print(f"bundle of {robot_id}: {out} (holds its private key)")
 
 

@@ -173,7 +173,7 @@ def enrolled_agents(layout: Layout) -> dict[str, EnrolledAgent]:
     return {agent.agent_id: agent for agent in agents}
 
 
-def enrol_robot(
+def enrol(
     layout: Layout,
     config: CoordinatorConfig,
     agent_id: str,

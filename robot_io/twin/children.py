@@ -73,7 +73,7 @@ def receive(link: socket.socket, wait: bool = False) -> tuple[dict[str, Any], by
 
 
 def reply(link: socket.socket, **fields: Any) -> None:
-    """ChainAnswer the message that was just received."""
+    """Answer the message that was just received."""
     link.send(json.dumps(fields).encode())
 
 
