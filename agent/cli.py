@@ -165,6 +165,11 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         text += f"; last rollout of {rollout['policy']}: {rollout['outcome']}"
     lines.append(text)
     lines.append(f"  training  {'allowed' if status['training_allowed'] else 'frozen'}")
+    ingest = status.get("ingest", {})
+    if ingest.get("refused"):
+        reason = list(ingest["refused"].values())[-1]
+        count = ingest["refused_episodes"]
+        lines.append(f"  ! dataset: {count} journals refused and kept, the last: {reason}")
     federation = status.get("federation")
     if isinstance(federation, dict) and federation.get("error"):
         lines.append(f"  ! federation: {federation['error']}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class AgentError(Exception):
     """Base of every error the agent raises. Its text is one clear line for the operator."""
@@ -23,8 +25,20 @@ class JournalError(AgentError, OSError):
     """An episode could not be written, finished or discarded."""
 
 
+class UnreadableJournal(JournalError):
+    """The disk does not give a journal's bytes; ``path`` says which one's."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path.name}: {reason}")
+        self.path = path
+
+
 class BadJournal(AgentError, ValueError):
-    """A file is not an episode journal, or is damaged before its first sample."""
+    """A file is not an episode journal, or its episode cannot be used; ``path`` says which."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path.name}: {reason}")
+        self.path = path
 
 
 class Refused(AgentError, RuntimeError):

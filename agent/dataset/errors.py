@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.errors import AgentError
+from agent.errors import AgentError, BadJournal
 
 
 class DatasetError(AgentError):
@@ -13,8 +13,8 @@ class UnknownUnit(DatasetError, ValueError):
     """A number whose name does not tell its unit, so that its bounds are not known."""
 
 
-class EpisodeRefused(DatasetError, ValueError):
-    """An episode that cannot become part of the dataset; its journal stays where it is."""
+class EpisodeRefused(DatasetError, BadJournal):
+    """A sound journal whose episode does not fit the dataset."""
 
 
 class IngestFailed(DatasetError, OSError):

@@ -3,9 +3,11 @@
     python -m agent.dataset.ingest --config FILE
 
 A journal is the truth until its episode stands in a verified dataset that is on the disk; then it
-is moved to journal/ingested/, never deleted. The process may be frozen or killed at any instant: a
-new dataset appears by one rename (see ``versions``), and its ledger says which journals are in
-it, so no episode is lost and none is taken twice.
+is moved to journal/ingested/. One that is damaged or does not fit is moved to journal/refused/ with
+the reason in a text file beside it; moved back, it is tried again. None is ever deleted. The
+process may be frozen or killed at any instant: a new dataset appears by one rename (see
+``versions``), and its ledger says which journals are in it, so no episode is lost and none is taken
+twice.
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent.child.link import ChildLink
 from agent.config import AgentConfig, load_config
-from agent.dataset.errors import EpisodeRefused, IngestFailed
+from agent.dataset.errors import IngestFailed
 from agent.dataset.features import sketch_frames, vector_names
+from agent.dataset.validation import DatasetShape, Journal, open_journal
 from agent.dataset.versions import DatasetVersions
-from agent.errors import BadJournal, ConfigError, LinkClosed
-from agent.recording.journal import FINISHED
+from agent.errors import BadJournal, ConfigError, LinkClosed, UnreadableJournal
+from agent.recording.journal import FINISHED, move_aside
 from agent.training.exchange import TrainingExchange
-from host.files import sync_folder
+from host.files import write_durable
 from host.logs import set_up_logging
 from policy.batches import load_frames, read_info, split_episodes
 from policy.errors import NoEpisodes
@@ -35,8 +39,10 @@ from policy.errors import NoEpisodes
 log = logging.getLogger(__name__)
 
 INGESTED_FOLDER = "ingested"
+REFUSED_FOLDER = "refused"
 BATCH_EPISODES = 16  # a kill loses at most the work on so many; closing a dataset costs 0.5 s
 LOOK_EVERY_S = 0.5
+SHOWN_REFUSALS = 20  # in the status; the folder has all
 RETRY_AFTER_S = 10.0
 _CACHE = ".cache"
 
@@ -49,7 +55,9 @@ class Ingest:
         self._held_out_every = config.training.held_out_every
         self._versions = DatasetVersions(config.dataset_dir)
         self._exchange = TrainingExchange(config.training_dir)
-        self.refused: dict[str, str] = {}  # journal's file name -> why it cannot be taken
+        # Journal's file name -> why it cannot be taken; also those of earlier processes.
+        self.refused = _reasons(self._journals / REFUSED_FOLDER)
+        self._passed_over: set[str] = set()
 
     def recover(self) -> None:
         """Finish what an earlier process was killed in: clear staging, move, sketch."""
@@ -63,32 +71,26 @@ class Ingest:
         return [
             path
             for path in sorted(self._journals.glob(f"*{FINISHED}"))
-            if path.name not in self.refused and path.name.removesuffix(FINISHED) not in known
+            if path.name not in self._passed_over and path.name.removesuffix(FINISHED) not in known
         ]
 
     def take(self, paths: list[Path]) -> list[str]:
         """Add journals to the dataset; returns the ids of the episodes that were added.
 
-        A journal that cannot be taken is noted in ``refused`` and left where it is. Raises
-        IngestFailed or OSError when the dataset could not be written; nothing has changed then.
+        A journal that cannot be taken is refused, at any stage, and the others are taken without
+        it. Whatever else is raised, nothing has changed in the dataset.
         """
-        # Imported here: it loads torch and the video libraries, which an idle ingest does without.
-        from agent.dataset.writer import append_episodes, open_journal
-
-        journals = []
-        for path in paths:
-            try:
-                journals.append(open_journal(path))
-            except (BadJournal, EpisodeRefused) as error:
-                self.refuse(path, str(error))
+        journals = self._validated(paths)
         while journals:
-            staging = self._versions.stage()
+            # Imported here: it loads torch and the video libraries, which an idle ingest does
+            # without.
+            from agent.dataset.writer import append_episodes
+
             try:
-                append_episodes(staging, journals)
-            except (BadJournal, EpisodeRefused) as error:
-                culprit = _named_in(str(error), [journal.path for journal in journals])
-                self.refuse(culprit, str(error))
-                journals = [journal for journal in journals if journal.path != culprit]
+                append_episodes(self._versions.stage(), journals)
+            except (BadJournal, UnreadableJournal) as error:
+                self._refuse(error)
+                journals = [journal for journal in journals if journal.path != error.path]
                 continue
             added = [journal.entry() for journal in journals]
             self._versions.commit([*self._versions.ledger(), *added])
@@ -98,10 +100,38 @@ class Ingest:
             return [entry.episode_id for entry in added]
         return []
 
-    def refuse(self, path: Path, reason: str) -> None:
-        """Pass a journal over until the next start; it stays where it is."""
-        log.warning("episode refused, its journal is kept: %s", reason)
+    def pass_over(self, path: Path, reason: str) -> None:
+        """Leave a journal where it is, untried until the next start: the fault may not be its."""
+        log.warning("journal passed over until the next start: %s: %s", path.name, reason)
         self.refused[path.name] = reason
+        self._passed_over.add(path.name)
+
+    def _validated(self, paths: Sequence[Path]) -> list[Journal]:
+        """Those that are sound and fit the dataset, or the first of them when there is none yet."""
+        root = self._versions.current
+        shape = None if root is None else DatasetShape.of_info(read_info(root))
+        journals = []
+        for path in paths:
+            try:
+                journal = open_journal(path, shape)
+            except (BadJournal, UnreadableJournal) as error:
+                self._refuse(error)
+                continue
+            self.refused.pop(path.name, None)  # it was mended and put back
+            shape = shape or DatasetShape.of_episode(journal.meta)
+            journals.append(journal)
+        return journals
+
+    def _refuse(self, error: BadJournal | UnreadableJournal) -> None:
+        """Move a journal aside, the reason first; one that cannot be read may be whole: pass it."""
+        if isinstance(error, UnreadableJournal):
+            self.pass_over(error.path, str(error))
+            return
+        log.warning("journal refused, it is kept in %s: %s", REFUSED_FOLDER, error)
+        aside = self._journals / REFUSED_FOLDER
+        write_durable(_reason_file(aside / error.path.name), f"{error}\n".encode())
+        move_aside([error.path], aside)
+        self.refused[error.path.name] = str(error)
 
     def publish_sketch(self) -> None:
         """Statistics of the training episodes, for the fleet's normaliser; none without any."""
@@ -125,17 +155,21 @@ class Ingest:
 
     def _put_away(self) -> None:
         """Move journals whose episodes stand in the dataset; only ever after it is on the disk."""
-        aside = self._journals / INGESTED_FOLDER
-        moved = False
-        for entry in self._versions.ledger():
-            path = self._journals / f"{entry.episode_id}{FINISHED}"
-            if path.exists():
-                aside.mkdir(exist_ok=True)
-                path.rename(aside / path.name)
-                moved = True
-        if moved:
-            sync_folder(aside)
-            sync_folder(self._journals)
+        paths = [self._journals / f"{e.episode_id}{FINISHED}" for e in self._versions.ledger()]
+        move_aside([path for path in paths if path.exists()], self._journals / INGESTED_FOLDER)
+
+
+def _reason_file(journal: Path) -> Path:
+    return journal.with_suffix(".txt")
+
+
+def _reasons(folder: Path) -> dict[str, str]:
+    """Why each journal in the folder of refused ones is there."""
+    reasons = {}
+    for path in sorted(folder.glob(f"*{FINISHED}")):
+        beside = _reason_file(path)
+        reasons[path.name] = beside.read_text().strip() if beside.exists() else "no reason noted"
+    return reasons
 
 
 def run(
@@ -145,34 +179,35 @@ def run(
     ingest.recover()
     quiet_until_s = 0.0
     error_line = ""
-    batch = BATCH_EPISODES
+    failures: Counter[str] = Counter()  # by journal: attempts that ended for no known reason
     while True:
         link.heartbeat()
-        waiting = ingest.waiting()
+        waiting = sorted(ingest.waiting(), key=lambda path: failures[path.name])
         if waiting and clock() >= quiet_until_s:
-            chosen, added = waiting[:batch], []
+            # What failed together is tried one by one, after all others, to find the bad one.
+            fresh = [path for path in waiting if not failures[path.name]]
+            chosen, added = fresh[:BATCH_EPISODES] or waiting[:1], []
             try:
                 added = ingest.take(chosen)
-                batch, error_line = BATCH_EPISODES, ""
-            except (IngestFailed, RuntimeError, ValueError) as error:
-                # What LeRobot refuses together is tried one by one, to find the one that is bad.
+                error_line = ""
+            except Exception as error:
                 error_line = f"{type(error).__name__}: {error}"
                 log.exception("ingest failed, the journals are kept")
-                if len(chosen) == 1:
-                    ingest.refuse(chosen[0], error_line)
-                batch = 1
-            except OSError as error:
-                error_line = f"{type(error).__name__}: {error}"
-                log.exception("ingest failed, the journals are kept")
-                quiet_until_s = clock() + RETRY_AFTER_S
+                failures.update(path.name for path in chosen)
+                if isinstance(error, OSError) and not isinstance(error, IngestFailed):
+                    quiet_until_s = clock() + RETRY_AFTER_S  # the disk's fault, not a journal's
+                elif len(chosen) == 1:
+                    ingest.pass_over(chosen[0], error_line)
             shutil.rmtree(cache, ignore_errors=True)
             if added:
                 link.send("event", name="ingested", episodes=added)
+        refused = list(ingest.refused.items())
         link.send(
             "status",
             **ingest.totals(),
             waiting=len(waiting),
-            refused=dict(ingest.refused),
+            refused=dict(refused[-SHOWN_REFUSALS:]),
+            refused_episodes=len(refused),
             error=error_line or None,
         )
         if not waiting or clock() < quiet_until_s:
@@ -184,11 +219,6 @@ def _drain(link: ChildLink) -> None:
     message = link.receive(LOOK_EVERY_S)
     while message is not None:
         message = link.receive(0.0)
-
-
-def _named_in(line: str, paths: list[Path]) -> Path:
-    """The journal that an error speaks of; the first one if it names none."""
-    return next((path for path in paths if path.name in line), paths[0])
 
 
 def main(argv: list[str]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 
 from agent.dataset.errors import EpisodeRefused, IngestFailed
 from agent.dataset.features import OBSERVED, SENT, dataset_features
-from agent.dataset.versions import LedgerEntry
-from agent.recording.journal import EpisodeEnd, EpisodeMeta, EpisodeReader, Sample
+from agent.dataset.validation import Journal
+from agent.recording.journal import EpisodeMeta, EpisodeReader, Sample
 from policy.batches import load_frames, read_info
 from policy.errors import PolicyError
 from policy.spec import ACTION, ENVIRONMENT, IMAGES, STATE
@@ -35,58 +34,16 @@ _DECODER = "pyav"  # nothing is decoded here; the default would try to load anot
 type Image = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Journal:
-    """A finished journal that was looked into once: its facts, and a first picture per camera."""
-
-    path: Path
-    meta: EpisodeMeta
-    end: EpisodeEnd
-    first_jpegs: dict[str, bytes]
-
-    def entry(self) -> LedgerEntry:
-        """What the dataset's ledger says about this episode."""
-        return LedgerEntry(
-            episode_id=self.meta.episode_id,
-            robot_id=self.meta.robot_id,
-            started_unix_s=self.meta.started_unix_s,
-            frames=self.end.frames,
-            missed_deadlines=self.end.missed_deadlines,
-            calibration_digest=self.meta.calibration_digest,
-        )
-
-
-def open_journal(path: Path) -> Journal:
-    """Look into a finished journal. Raises BadJournal, and EpisodeRefused with the reason."""
-    reader = EpisodeReader(path)
-    meta, end = reader.meta, reader.end
-    if end is None or end.frames == 0:
-        raise EpisodeRefused(f"{path.name}: it was never finished")
-    for name, (height, width) in meta.cameras.items():
-        if height % 2 or width % 2:
-            raise EpisodeRefused(f"{path.name}: camera {name} is {width}x{height}; h264 wants even")
-    first: dict[str, bytes] = {}
-    if meta.cameras:
-        for _, jpegs in reader.samples():
-            first = {**jpegs, **first}
-            if len(first) == len(meta.cameras):
-                break
-        missing = sorted(set(meta.cameras) - set(first))
-        if missing:
-            raise EpisodeRefused(f"{path.name}: no picture of camera {', '.join(missing)} in it")
-    return Journal(path, meta, end, first)
-
-
 def append_episodes(root: Path, journals: Sequence[Journal]) -> None:
-    """Add episodes to the dataset at ``root`` (made when it does not exist), close it, verify it.
+    """Add sound episodes to the dataset at ``root``, close it, verify it.
 
-    Raises EpisodeRefused when an episode does not fit the dataset, IngestFailed when what was
-    written does not read back.
+    Makes the dataset when it does not exist. Raises BadJournal and UnreadableJournal, which name
+    the journal, when one of them turns out unfit now; IngestFailed when what was written does not
+    read back.
     """
     dataset = _open(root, journals[0].meta)
     try:
         for journal in journals:
-            _require_fit(dataset, journal)
             _append(dataset, journal)
     finally:
         dataset.finalize()
@@ -137,28 +94,6 @@ class _PatientEncoder(StreamingVideoEncoder):
         super().feed_frame(video_key, image)
 
 
-def _require_fit(dataset: LeRobotDataset, journal: Journal) -> None:
-    if round(journal.meta.fps) != dataset.fps:
-        raise EpisodeRefused(
-            f"{journal.path.name}: recorded at {journal.meta.fps:g} fps, "
-            f"the dataset has {dataset.fps}"
-        )
-    for name, wanted in dataset_features(journal.meta).items():
-        found = dataset.features.get(name)
-        if found is None:
-            raise EpisodeRefused(f"{journal.path.name}: the dataset has no {name}")
-        if list(found["shape"]) != list(wanted["shape"]) or found["names"] != wanted["names"]:
-            raise EpisodeRefused(
-                f"{journal.path.name}: {name} is {wanted['names']} {list(wanted['shape'])}, "
-                f"the dataset has {found['names']} {list(found['shape'])}"
-            )
-    absent = set(dataset.meta.video_keys) - {f"{IMAGES}.{name}" for name in journal.meta.cameras}
-    if absent:
-        raise EpisodeRefused(f"{journal.path.name}: it lacks {', '.join(sorted(absent))}")
-    if ENVIRONMENT in dataset.features and not journal.meta.environment_names:
-        raise EpisodeRefused(f"{journal.path.name}: it lacks {ENVIRONMENT}")
-
-
 def _append(dataset: LeRobotDataset, journal: Journal) -> None:
     pictures = _Pictures(journal)
     start_s: float | None = None
@@ -170,8 +105,6 @@ def _append(dataset: LeRobotDataset, journal: Journal) -> None:
         for name in journal.meta.cameras:
             frame[f"{IMAGES}.{name}"] = pictures.decode(name, jpegs)
         dataset.add_frame({**frame, "task": journal.meta.task})
-    if dataset.writer.episode_buffer["size"] != journal.end.frames:
-        raise EpisodeRefused(f"{journal.path.name}: fewer samples than its end record says")
     dataset.save_episode(parallel_encoding=False)
 
 
@@ -199,12 +132,9 @@ class _Pictures:
         if last is not None and last[0] is jpeg:
             return last[1]
         picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-        expected = (*self._journal.meta.cameras[camera], 3)
-        if picture is None or picture.shape != expected:
-            found = "unreadable" if picture is None else f"{picture.shape[1]}x{picture.shape[0]}"
+        if picture is None or picture.shape[:2] != self._journal.meta.cameras[camera]:
             raise EpisodeRefused(
-                f"{self._journal.path.name}: a picture of camera {camera} is {found}, "
-                f"not {expected[1]}x{expected[0]}"
+                self._journal.path, f"a picture of camera {camera} cannot be decoded"
             )
         image: Image = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
         self._last[camera] = (jpeg, image)
@@ -222,12 +152,8 @@ def _verify(root: Path, journals: Sequence[Journal]) -> None:
         raise IngestFailed(f"{root}: {len(frames.episode)} rows, not {info['total_frames']}")
     for offset, journal in enumerate(journals):
         written = frames.select([first + offset]).vectors
-        samples = [sample for sample, _ in EpisodeReader(journal.path).samples()]
-        for name, values in (
-            (STATE, [sample.state for sample in samples]),
-            (ACTION, [sample.action for sample in samples]),
-        ):
-            if not np.array_equal(written[name], np.stack(values)):
+        for name, values in journal.vectors.items():
+            if not np.array_equal(written[name], values):
                 raise IngestFailed(f"{root}: {name} of {journal.path.name} does not read back")
     expected = sum(journal.end.frames for journal in journals)
     for name in journals[0].meta.cameras:

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
-from mcap.exceptions import McapError
-from mcap.reader import SeekingReader
-from mcap.records import Channel, Message, Metadata
-from mcap.stream_reader import CRCValidationError, StreamReader
+from mcap.records import Channel, Header, Message, Metadata
 from mcap.writer import IndexType, Writer
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, GetPydanticSchema, TypeAdapter, ValidationError
+from pydantic_core import core_schema
 
-from agent.errors import BadJournal, JournalError
+from agent.errors import BadJournal, JournalError, UnreadableJournal
+from agent.recording.mcap_file import MAX_TEXT_BYTES, Damaged, data_records, indexed_metadata
+from host.complaints import first_complaint
 from host.files import sync_folder
 
 FINISHED = ".mcap"
@@ -36,12 +37,26 @@ UNFINISHED_FOLDER = "unfinished"
 SAMPLE_TOPIC = "sample"
 CAMERA_TOPIC = "camera/"
 PROFILE = "armada.episode.v1"
-MAX_RECORD_BYTES = 64 << 20
 
-# What the MCAP library raises on bytes that are no MCAP, or end too soon.
-_DAMAGE = (McapError, CRCValidationError, EOFError, KeyError, struct.error, UnicodeDecodeError)
 
-Vector = NDArray[np.float32]
+def _vector(values: list[float]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        vector = np.array(values, np.float32)
+    if not np.isfinite(vector).all():
+        raise ValueError("a number is too large for float32")
+    return vector
+
+
+type _Pixels = Annotated[int, Field(ge=1, le=8192)]
+# In memory an array, in JSON a list of finite numbers.
+Vector = Annotated[
+    NDArray[np.float32],
+    GetPydanticSchema(
+        lambda _, schema_of: core_schema.no_info_after_validator_function(
+            _vector, schema_of(list[FiniteFloat])
+        )
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -50,38 +65,18 @@ class EpisodeMeta:
 
     episode_id: str  # sorts by time; also the file's name
     task: str
-    fps: float  # nominal; the samples carry the measured times
+    fps: Annotated[FiniteFloat, Field(ge=1, le=1000)]  # nominal; samples carry the measured times
     robot_id: str
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     environment_names: tuple[str, ...]
-    cameras: dict[str, tuple[int, int]]  # name -> (height, width)
-    started_unix_s: float
+    cameras: dict[str, tuple[_Pixels, _Pixels]]  # name -> (height, width)
+    started_unix_s: FiniteFloat
     calibration_digest: str
 
     def to_json(self) -> str:
         """Compact JSON."""
         return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> EpisodeMeta:
-        """Raises BadJournal."""
-        try:
-            table = json.loads(text)
-            return cls(
-                episode_id=str(table["episode_id"]),
-                task=str(table["task"]),
-                fps=float(table["fps"]),
-                robot_id=str(table["robot_id"]),
-                state_names=tuple(table["state_names"]),
-                action_names=tuple(table["action_names"]),
-                environment_names=tuple(table["environment_names"]),
-                cameras={name: (int(h), int(w)) for name, (h, w) in table["cameras"].items()},
-                started_unix_s=float(table["started_unix_s"]),
-                calibration_digest=str(table["calibration_digest"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadJournal(f"episode metadata is damaged: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -94,8 +89,8 @@ class Sample:
     """
 
     tick: int
-    t_observed_s: float
-    t_sent_s: float
+    t_observed_s: FiniteFloat
+    t_sent_s: FiniteFloat
     state: Vector
     action: Vector  # what was SENT to the servos, after limits
     requested: Vector  # what the source asked for
@@ -120,46 +115,24 @@ class Sample:
 
     @classmethod
     def from_json(cls, data: bytes) -> Sample:
-        """Raises BadJournal."""
-        try:
-            table = json.loads(data)
-            return cls(
-                tick=int(table["tick"]),
-                t_observed_s=float(table["t_observed_s"]),
-                t_sent_s=float(table["t_sent_s"]),
-                state=np.array(table["state"], np.float32),
-                action=np.array(table["action"], np.float32),
-                requested=np.array(table["requested"], np.float32),
-                environment=np.array(table["environment"], np.float32),
-                camera_sequence={str(k): int(v) for k, v in table["camera_sequence"].items()},
-                telemetry=dict(table["telemetry"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadJournal(f"sample is damaged: {error!r}") from error
+        """Raises ValueError: a number that is not finite, a field that is missing or wrong."""
+        return _SAMPLE.validate_json(data)
 
 
 @dataclass(frozen=True)
 class EpisodeEnd:
     """What is known when the episode is finished."""
 
-    frames: int
-    missed_deadlines: int
-    duration_s: float
+    frames: Annotated[int, Field(ge=1)]
+    missed_deadlines: Annotated[int, Field(ge=0)]
+    duration_s: FiniteFloat
 
     def to_json(self) -> str:
         """Compact JSON."""
         return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
 
-    @classmethod
-    def from_json(cls, text: str) -> EpisodeEnd:
-        """Raises BadJournal."""
-        try:
-            table = json.loads(text)
-            return cls(
-                int(table["frames"]), int(table["missed_deadlines"]), float(table["duration_s"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadJournal(f"episode end is damaged: {error!r}") from error
+
+_META, _SAMPLE, _END = TypeAdapter(EpisodeMeta), TypeAdapter(Sample), TypeAdapter(EpisodeEnd)
 
 
 class EpisodeWriter:
@@ -284,24 +257,18 @@ class EpisodeWriter:
 class EpisodeReader:
     """Reads an episode, finished or not (`end` is None then).
 
-    Raises BadJournal if the file is not one of ours or is damaged.
+    Whatever the bytes, each method raises BadJournal if the file is not one of ours or is damaged,
+    UnreadableJournal if the disk refuses, and nothing else.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            with path.open("rb") as file:
-                for record in StreamReader(file, record_size_limit=MAX_RECORD_BYTES).records:
-                    if isinstance(record, Metadata) and record.name == "episode":
-                        self._meta = EpisodeMeta.from_json(record.metadata["json"])
-                        break
-                    if isinstance(record, Message):
-                        raise BadJournal(f"{path}: a sample comes before the episode's metadata")
-                else:
-                    raise BadJournal(f"{path}: no episode metadata")
-            self._end = self._read_end()
-        except _DAMAGE as error:
-            raise BadJournal(f"{path}: not an episode journal: {error!r}") from error
+        self._end: EpisodeEnd | None = None
+        finished = not path.name.endswith(PART)
+        with _reading(path) as file:
+            self._meta = _read_meta(file)
+            if finished:  # found through the file's index: quick however long the episode
+                self._end = _END.validate_json(_json_of(indexed_metadata(file, "end")))
 
     @property
     def meta(self) -> EpisodeMeta:
@@ -316,38 +283,72 @@ class EpisodeReader:
     def samples(self) -> Iterator[tuple[Sample, dict[str, bytes]]]:
         """Each sample with each camera's newest JPEG at that tick, in order.
 
-        An unfinished episode ends at its last complete record. Raises BadJournal when a finished
-        one is damaged.
+        A finished episode that was read to its end had the right checksum, and as many samples as
+        its end record says. An unfinished one ends at its last complete record.
         """
         newest: dict[str, bytes] = {}
         topics: dict[int, str] = {}
-        try:
-            with self._path.open("rb") as file:
-                reader = StreamReader(
-                    file, record_size_limit=MAX_RECORD_BYTES, validate_crcs=self._end is not None
-                )
-                for record in reader.records:
-                    if isinstance(record, Channel):
-                        topics[record.id] = record.topic
-                    elif isinstance(record, Message):
-                        topic = topics[record.channel_id]
-                        if topic.startswith(CAMERA_TOPIC):
-                            newest[topic.removeprefix(CAMERA_TOPIC)] = record.data
-                        elif topic == SAMPLE_TOPIC:
-                            yield Sample.from_json(record.data), dict(newest)
-        except _DAMAGE as error:
-            if self._end is not None:
-                raise BadJournal(f"{self._path}: damaged: {error!r}") from error
+        count = 0
+        with _reading(self._path) as file:
+            for record in data_records(file, finished=self._end is not None):
+                if isinstance(record, Channel):
+                    topics[record.id] = record.topic
+                elif isinstance(record, Message):
+                    topic = topics.get(record.channel_id, "unknown")
+                    camera = topic.removeprefix(CAMERA_TOPIC)
+                    if topic == SAMPLE_TOPIC:
+                        yield self._sample(record.data), dict(newest)
+                        count += 1
+                    elif topic != camera and camera in self._meta.cameras:
+                        newest[camera] = record.data
+                    else:
+                        raise Damaged(f"a message of the topic {topic!r} has no place in it")
+            if self._end is not None and count != self._end.frames:
+                raise Damaged(f"{count} samples; its end record says {self._end.frames}")
 
-    def _read_end(self) -> EpisodeEnd | None:
-        """The `end` record, found through the file's index: quick however long the episode."""
-        if self._path.name.endswith(PART):
-            return None
-        with self._path.open("rb") as file:
-            for record in SeekingReader(file).iter_metadata():
-                if record.name == "end":
-                    return EpisodeEnd.from_json(record.metadata["json"])
-        return None
+    def _sample(self, data: bytes) -> Sample:
+        if len(data) > MAX_TEXT_BYTES:
+            raise Damaged(f"a sample of {len(data)} bytes is too long")
+        sample, meta = Sample.from_json(data), self._meta
+        for name, vector, names in (
+            ("state", sample.state, meta.state_names),
+            ("action", sample.action, meta.action_names),
+            ("requested", sample.requested, meta.action_names),
+            ("environment", sample.environment, meta.environment_names),
+        ):
+            if len(vector) != len(names):
+                raise Damaged(f"{name} has {len(vector)} numbers, not {len(names)}")
+        return sample
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    """An open file; what its bytes or the disk do wrong becomes an error that names it."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except ValidationError as error:
+        raise BadJournal(path, f"damaged: {first_complaint(error, 'JSON')}") from error
+    except Damaged as error:
+        raise BadJournal(path, f"damaged, or not an episode journal: {error}") from error
+    except OSError as error:
+        raise UnreadableJournal(path, f"cannot be read: {error}") from error
+
+
+def _read_meta(file: IO[bytes]) -> EpisodeMeta:
+    for record in data_records(file, finished=False):
+        match record:
+            case Header() if record.profile != PROFILE:
+                raise Damaged(f"its profile is {record.profile[:40]!r}, not {PROFILE!r}")
+            case Metadata(name="episode"):
+                return _META.validate_json(_json_of(record))
+            case Message():
+                break
+    raise Damaged("no episode metadata")
+
+
+def _json_of(record: Metadata) -> str:
+    return str(record.metadata.get("json", ""))
 
 
 def recover(folder: Path) -> list[Path]:
@@ -355,20 +356,22 @@ def recover(folder: Path) -> list[Path]:
 
     Call before the first EpisodeWriter opens a file in `folder`. Raises JournalError.
     """
-    aside = folder / UNFINISHED_FOLDER
-    moved: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for part in sorted(folder.glob(f"*{PART}")):
-            aside.mkdir(exist_ok=True)
-            target = aside / part.name
-            part.rename(target)
-            moved.append(target)
-        if moved:
-            sync_folder(aside)
-            sync_folder(folder)
+        return move_aside(sorted(folder.glob(f"*{PART}")), folder / UNFINISHED_FOLDER)
     except OSError as error:
         raise JournalError(f"{folder}: cannot be recovered: {error}") from error
+
+
+def move_aside(paths: Sequence[Path], aside: Path) -> list[Path]:
+    """Move journals durably into a folder beside them; returns the new places. Raises OSError."""
+    moved: list[Path] = []
+    for path in paths:
+        aside.mkdir(exist_ok=True)
+        moved.append(path.rename(aside / path.name))
+    if moved:
+        sync_folder(aside)
+        sync_folder(aside.parent)
     return moved
 
 

@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.errors import BadJournal
-from agent.recording.journal import FINISHED, UNFINISHED_FOLDER, EpisodeReader
+from agent.errors import BadJournal, UnreadableJournal
+from agent.recording.journal import FINISHED, EpisodeReader
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +23,12 @@ class Tally:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Tally:
-        """Count the finished episodes in `folder` and below, unfinished ones aside."""
+        """Count the finished episodes in `folder` and below: also ingested and refused ones."""
         tally = cls()
         for path in sorted(folder.rglob(f"*{FINISHED}")):
-            if UNFINISHED_FOLDER in path.relative_to(folder).parts:
-                continue
             try:
                 end = EpisodeReader(path).end
-            except BadJournal as error:
+            except (BadJournal, UnreadableJournal) as error:
                 log.warning("not counted: %s", error)
                 continue
             if end is not None:

@@ -1,20 +1,29 @@
+"""Ingest: every sound journal becomes an episode, and none is lost, whatever lies beside it."""
+
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
+import cv2
 import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from written_episodes import CAMERA, configured, picture, write_episode
+from written_episodes import CAMERA, HEIGHT, WIDTH, configured, picture, write_episode
 
+from agent.child.link import ChildLink
 from agent.config import AgentConfig
-from agent.dataset import writer
+from agent.dataset import validation, writer
 from agent.dataset.errors import IngestFailed, UnknownUnit
 from agent.dataset.features import OBSERVED, SENT, component
-from agent.dataset.ingest import Ingest
+from agent.dataset.ingest import Ingest, run
+from agent.errors import LinkClosed
 from agent.recording.journal import EpisodeReader
+from agent.recording.tally import Tally
 from agent.training.exchange import TrainingExchange
 from policy.batches import load_frames
 from policy.spec import ACTION, ENVIRONMENT, STATE
@@ -125,15 +134,196 @@ def test_an_episode_that_does_not_fit_is_kept_and_does_not_hold_up_the_others(
     damaged = config.journal_dir / "episode-0006.mcap"
     damaged.write_bytes(b"no journal")
     write_episode(config.journal_dir, 7, frames=8)
+    shutil.copy(
+        config.journal_dir / "episode-0007.mcap", config.journal_dir / "episode-0007 (copy).mcap"
+    )
+    before = {path.name: path.read_bytes() for path in config.journal_dir.glob("*.mcap")}
     ingest = take_all(config)
     assert ingest.totals()["episodes"] == 2
     assert ingest.waiting() == []
-    reasons = [ingest.refused[f"episode-{number:04d}.mcap"] for number in (2, 3, 4, 5, 6)]
-    for reason, words in zip(
-        reasons, ["15 fps", "lacks", "no picture", "32x24", "not an episode"], strict=True
-    ):
-        assert words in reason
-    assert len(list(config.journal_dir.glob("*.mcap"))) == 5, "nothing recorded is lost"
+    expected = {
+        "episode-0002": "15 fps",
+        "episode-0003": "lacks",
+        "episode-0004": "no picture",
+        "episode-0005": "32x24",
+        "episode-0006": "not an episode",
+        "episode-0007 (copy)": "under another's name",
+    }
+    refused = config.journal_dir / "refused"
+    for name, words in expected.items():
+        assert words in ingest.refused[f"{name}.mcap"]
+        assert words in (refused / f"{name}.txt").read_text(), "the reason stands beside it"
+    kept = {path.name: path.read_bytes() for path in config.journal_dir.rglob("*.mcap")}
+    assert kept == before, "nothing recorded is lost"
+    assert {path.stem for path in refused.glob("*.mcap")} == set(expected)
+    assert Tally.of_folder(config.journal_dir).episodes == 7, "all but the rubbish were recorded"
+
+
+def test_what_was_refused_is_remembered_and_tried_again_when_it_is_put_back(
+    config: AgentConfig,
+) -> None:
+    path = write_episode(config.journal_dir, 1, frames=8)
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-100])
+    first = take_all(config)
+    assert list(first.refused) == [path.name]
+    again = Ingest(config)
+    assert again.refused == first.refused
+    assert again.waiting() == []
+    path.write_bytes(sound)
+    assert again.take(again.waiting()) == ["episode-0001"]
+    assert again.refused == {}
+
+
+class Watched:
+    """The supervisor's end of the link: lets ``run`` go until nothing waits, a few rounds more."""
+
+    def __init__(self) -> None:
+        self.ingested: list[str] = []
+        self.statuses: list[dict[str, Any]] = []
+        self.quiet_rounds = 0
+        self.over = False
+
+    def heartbeat(self) -> None:
+        if self.over:
+            raise LinkClosed("enough")
+        assert len(self.statuses) < 60, "it never came to rest"
+
+    def send(self, kind: str, **fields: Any) -> None:
+        if kind == "status":
+            self.statuses.append(fields)
+        else:
+            self.ingested += fields["episodes"]
+
+    def receive(self, timeout_s: float) -> None:
+        self.quiet_rounds += 1
+        self.over = self.quiet_rounds > 3
+
+
+def run_to_rest(config: AgentConfig, tmp_path: Path) -> Watched:
+    watched = Watched()
+    with pytest.raises(LinkClosed):
+        run(Ingest(config), cast("ChildLink", watched), tmp_path / "cache")
+    return watched
+
+
+def flip(path: Path, marker: bytes, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(marker) + offset] ^= 0x10
+    path.write_bytes(data)
+
+
+def spoil_picture(path: Path) -> None:
+    """A picture whose header is right and whose checksum too: only decoding tells."""
+    whole = cv2.imencode(".jpg", picture(1))[1].tobytes()
+    tables = whole[: whole.index(b"\xff\xda")]
+    path.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cv2, "imencode", lambda *_: (True, np.frombuffer(tables, np.uint8)))
+        write_episode(path.parent, int(path.stem[-4:]), frames=8)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "the file's first byte": lambda path: flip(path, b"\x89MCAP0", 0),
+    "the task in the header": lambda path: flip(path, b"pick up", 2),
+    "a number of a sample": lambda path: flip(path, b'"state":[', 9),
+    "the bytes of a picture": lambda path: flip(path, b"\xff\xda", 20),
+    "the end record": lambda path: flip(path, b"missed_deadlines", -3),
+    "the index": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "a picture that does not decode": spoil_picture,
+}
+
+
+def test_one_flipped_byte_costs_its_own_episode_and_no_other(
+    config: AgentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+    opened = validation.EpisodeReader
+    monkeypatch.setattr(
+        validation, "EpisodeReader", lambda path: tries.append(path.name) or opened(path)
+    )
+    damaged = {}
+    for number, (place, damage) in enumerate(DAMAGE.items()):
+        write_episode(config.journal_dir, 2 * number, frames=8)
+        path = write_episode(config.journal_dir, 2 * number + 1, frames=8)
+        damage(path)
+        damaged[path.name] = place
+    watched = run_to_rest(config, tmp_path)
+    assert watched.ingested == [f"episode-{2 * n:04d}" for n in range(len(DAMAGE))]
+    assert watched.statuses[0]["episodes"] == len(DAMAGE), "at the first try"
+    assert set(watched.statuses[-1]["refused"]) == set(damaged)
+    for name, reason in watched.statuses[-1]["refused"].items():
+        assert reason.startswith(name), "the line names the file"
+    assert sorted(tries) == sorted({*tries}), "each was looked into once"
+    assert len(stock_dataset(config)) == 8 * len(DAMAGE)
+
+
+def test_what_fails_for_no_known_reason_is_found_one_by_one_and_passed_over(
+    config: AgentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when LeRobot refuses what we think is right; it may be its fault, so nothing is moved."""
+    appended: list[str] = []
+    append = writer._append
+
+    def moody(dataset: LeRobotDataset, journal: validation.Journal) -> None:
+        appended.append(journal.path.stem)
+        if journal.path.stem == "episode-0001":
+            raise KeyError("observation.mood")
+        append(dataset, journal)
+
+    monkeypatch.setattr(writer, "_append", moody)
+    for number in range(4):
+        write_episode(config.journal_dir, number, frames=8)
+    watched = run_to_rest(config, tmp_path)
+    assert sorted(watched.ingested) == ["episode-0000", "episode-0002", "episode-0003"]
+    assert len(appended) == 6, "two together, then each once more"
+    assert "observation.mood" in watched.statuses[-1]["refused"]["episode-0001.mcap"]
+    assert [path.stem for path in config.journal_dir.glob("*.mcap")] == ["episode-0001"]
+    monkeypatch.undo()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    assert run_to_rest(config, tmp_path).ingested == ["episode-0001"], "the next start tries again"
+
+
+def test_a_disk_that_refuses_costs_no_journal_its_place_and_is_asked_again(
+    config: AgentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what failed together one is asked at a time, each in its turn: none stands in the way."""
+    asked: list[list[str]] = []
+    watched = Watched()
+
+    def full(_: Path, journals: list[validation.Journal]) -> None:
+        asked.append([journal.path.stem[-1] for journal in journals])
+        watched.over = len(asked) == 7
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(writer, "append_episodes", full)
+    monkeypatch.setattr("agent.dataset.ingest.RETRY_AFTER_S", 0.0)
+    for number in range(3):
+        write_episode(config.journal_dir, number, frames=8)
+    with pytest.raises(LinkClosed):
+        run(Ingest(config), cast("ChildLink", watched), tmp_path / "cache")
+    assert asked == [["0", "1", "2"], *[["0"], ["1"], ["2"]] * 2]
+    assert watched.statuses[-1]["refused"] == {}
+    assert "no space left" in watched.statuses[-1]["error"]
+    assert len(list(config.journal_dir.glob("*.mcap"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("jpeg", "size"),
+    [
+        (cv2.imencode(".jpg", picture(0))[1].tobytes(), (HEIGHT, WIDTH)),
+        (b"\xff\xd8\xff\xff\xff\xc0\0\x11\x08\0\x10\0\x20", (16, 32)),
+        (b"\xff\xd8\xff\xe0\0\0" * 9, None),
+        (b"\xff\xd8\xff\xe0\xff\xff", None),
+        (b"\x89PNG", None),
+        (b"", None),
+    ],
+)
+def test_the_size_of_a_picture_stands_in_its_header(
+    jpeg: bytes, size: tuple[int, int] | None
+) -> None:
+    assert validation.jpeg_size(jpeg) == size
+    assert validation.jpeg_size(jpeg[:11]) in (None, size)
 
 
 def test_a_dataset_that_does_not_read_back_is_never_shown(

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from agent.errors import BadJournal, JournalError
-from agent.recording.journal import EpisodeMeta, EpisodeReader, EpisodeWriter, Sample, recover
+from agent.errors import BadJournal, JournalError, UnreadableJournal
+from agent.recording.journal import (
+    EpisodeEnd,
+    EpisodeMeta,
+    EpisodeReader,
+    EpisodeWriter,
+    Sample,
+    recover,
+)
 from agent.recording.tally import Tally
 
 JOINTS = ("a", "b", "c", "d", "e", "f")
@@ -164,7 +174,180 @@ def test_a_flipped_bit_in_a_finished_episode_is_found(tmp_path: Path) -> None:
 def test_something_else_is_no_journal(tmp_path: Path) -> None:
     path = tmp_path / "x.mcap"
     path.write_bytes(b"not a journal at all")
-    with pytest.raises(BadJournal, match="not an episode journal"):
+    with pytest.raises(BadJournal, match=r"x\.mcap: .*not an episode journal") as caught:
+        EpisodeReader(path)
+    assert caught.value.path == path
+
+
+def read_whole(path: Path) -> int | None:
+    """How many samples it gives; None when it raised BadJournal. Nothing else may come."""
+    try:
+        return len(list(EpisodeReader(path).samples()))
+    except BadJournal as error:
+        assert error.path == path
+        assert path.name in str(error)
+        return None
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> bytes:
+    """A whole episode, small enough to try every byte of it."""
+    jpeg = cv2.imencode(".jpg", np.zeros((8, 8), np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 1])[1]
+    writer = EpisodeWriter(tmp_path, meta("small"))
+    for tick in range(2):
+        writer.append(sample(tick, sequence=0), {"overhead": jpeg.tobytes()})
+    data = writer.finish().read_bytes()
+    assert 1500 < len(data) < 4000
+    return data
+
+
+def test_every_byte_counts(tmp_path: Path, small: bytes) -> None:
+    """One wrong byte anywhere in a finished episode is found; in an unfinished one it is borne."""
+    finished, part = tmp_path / "x.mcap", tmp_path / "x.mcap.part"
+    finished.write_bytes(small)
+    part.hardlink_to(finished)
+    assert read_whole(finished) == 2
+    with finished.open("rb+", buffering=0) as file:
+        for at, right in enumerate(small):
+            for pattern in (1 << at % 8, 0xFF):
+                os.pwrite(file.fileno(), bytes([right ^ pattern]), at)
+                assert read_whole(finished) is None, f"byte {at}"
+                read_whole(part)  # as unfinished its checksum comes last: the parsers see it
+            os.pwrite(file.fileno(), bytes([right]), at)
+
+
+def test_every_length_counts(tmp_path: Path, small: bytes) -> None:
+    finished, part = tmp_path / "x.mcap", tmp_path / "x.mcap.part"
+    counts = []
+    for length in range(len(small)):
+        finished.write_bytes(small[:length])
+        assert read_whole(finished) is None, f"length {length}"
+        part.write_bytes(small[:length])
+        counts.append(read_whole(part))
+        part.write_bytes(small[:length] + bytes(64))  # as a power cut leaves it
+        assert read_whole(part) in (counts[-1], None), "zeros are never taken for a sample"
+    told = [count for count in counts if count is not None]
+    assert counts == [None] * (len(counts) - len(told)) + told, "once the header is there, readable"
+    assert told == sorted(told)
+    assert told[-1] == 2
+
+
+@settings(
+    max_examples=500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.data())
+def test_many_wrong_bytes_raise_no_other_error(
+    tmp_path: Path, small: bytes, data: st.DataObject
+) -> None:
+    damaged = bytearray(small)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(small)))
+        gone = data.draw(st.sampled_from([0, 1, 2, 4, 8, 40]))
+        filled = st.sampled_from([b"\xff" * 8, b"\x7f" * 8, bytes(8), small[:60]])
+        damaged[at : at + gone] = data.draw(st.binary(max_size=12) | filled)
+    for name in ("x.mcap", "x.mcap.part"):
+        (tmp_path / name).write_bytes(damaged)
+        read_whole(tmp_path / name)
+
+
+def test_an_absurd_length_is_not_believed(tmp_path: Path, small: bytes) -> None:
+    """Whichever eight or four bytes are taken for a length, no more than the file is read."""
+    path = tmp_path / "x.mcap.part"
+    tracemalloc.start()
+    try:
+        for at in range(8, len(small) - 8, 5):
+            for absurd in (b"\xff\xff\xff\x3f", b"\xff" * 8, b"\0\0\0\0\1\0\0\0"):
+                path.write_bytes(small[:at] + absurd + small[at + len(absurd) :])
+                read_whole(path)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+GOOD_SAMPLE = json.loads(sample(0).to_json())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (b"[" * 100_000, "recursion"),
+        (b'{"a":' * 100_000, "recursion"),
+        (b"7" * 100_000, ""),
+        (b"\xff{}", ""),
+        (b"", ""),
+        (b"null", ""),
+        (b" " * (1 << 20) + b"{}", "too long"),
+        ({"state": [0.0] * 5}, "state has 5 numbers, not 6"),
+        ({"action": [0.0] * 7}, "action has 7 numbers, not 6"),
+        ({"requested": []}, "requested has 0 numbers"),
+        ({"environment": [0.0]}, "environment has 1 numbers"),
+        ({"state": [[0.0]] * 6}, "state"),
+        ({"state": [float("nan")] * 6}, "state"),
+        ({"state": [float("inf")] * 6}, "state"),
+        ({"state": [1e39] * 6}, "too large for float32"),
+        ({"state": [10**400] * 6}, "state"),
+        ({"state": "abcdef"}, "state"),
+        ({"state": {"a": 1}}, "state"),
+        ({"state": None}, "state"),
+        ({"tick": float("inf")}, "tick"),
+        ({"t_observed_s": float("nan")}, "t_observed_s"),
+        ({"camera_sequence": {"overhead": "x"}}, "camera_sequence"),
+        ({"camera_sequence": []}, "camera_sequence"),
+        ({"telemetry": 1}, "telemetry"),
+    ],
+)
+def test_a_wrong_sample_with_a_right_checksum_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bytes | dict[str, object], words: str
+) -> None:
+    forged = wrong if isinstance(wrong, bytes) else json.dumps(GOOD_SAMPLE | wrong).encode()
+    monkeypatch.setattr(Sample, "to_json", lambda _: forged)
+    path = write(tmp_path, 1)
+    with pytest.raises(BadJournal, match=rf"(?s)e\.mcap: .*{words}") as caught:
+        list(EpisodeReader(path).samples())
+    assert len(str(caught.value)) < 300, "one line, without the megabytes that are wrong"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"fps": 0}, "fps"),
+        ({"fps": float("inf")}, "fps"),
+        ({"cameras": {"overhead": [-1, 4]}}, "cameras"),
+        ({"cameras": {"overhead": [1e9, 1e9]}}, "cameras"),
+        ({"cameras": {"overhead": [4]}}, "cameras"),
+        ({"cameras": {}}, "'camera/overhead' has no place"),
+        ({"state_names": "abcdef"}, "state_names"),
+        ({"started_unix_s": None}, "started_unix_s"),
+        ({"task": 5}, "task"),
+    ],
+)
+def test_wrong_metadata_with_a_right_checksum_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object], words: str
+) -> None:
+    forged = json.dumps(json.loads(meta("e").to_json()) | wrong)
+    monkeypatch.setattr(EpisodeMeta, "to_json", lambda _: forged)
+    path = write(tmp_path, 1)
+    with pytest.raises(BadJournal, match=words):
+        list(EpisodeReader(path).samples())
+
+
+@pytest.mark.parametrize("frames", [0, 2, 10**30])
+def test_an_end_record_that_does_not_count_right_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    forged = json.dumps({"frames": frames, "missed_deadlines": 0, "duration_s": 0.0})
+    monkeypatch.setattr(EpisodeEnd, "to_json", lambda _: forged)
+    path = write(tmp_path, 1)
+    with pytest.raises(BadJournal, match=r"frames|1 samples; its end record says"):
+        list(EpisodeReader(path).samples())
+
+
+def test_a_journal_that_the_disk_does_not_give_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.mcap"
+    path.mkdir()
+    with pytest.raises(UnreadableJournal, match=r"x\.mcap: cannot be read"):
         EpisodeReader(path)
 
 
@@ -176,6 +359,7 @@ def test_the_tally_counts_finished_episodes_wherever_they_were_moved(tmp_path: P
     writer.abandon()
     recover(tmp_path)
     (tmp_path / "bad.mcap").write_bytes(b"rubbish")
+    (tmp_path / "odd.mcap").mkdir()
     tally = Tally.of_folder(tmp_path)
     assert (tally.episodes, tally.frames, tally.session_episodes) == (2, 7, 0)
     tally.add(5)
