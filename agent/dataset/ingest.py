@@ -74,20 +74,20 @@ class Ingest:
             if path.name not in self._passed_over and path.name.removesuffix(FINISHED) not in known
         ]
 
-    def take(self, paths: list[Path]) -> list[str]:
+    def take(self, paths: list[Path], alive: Callable[[], None] = lambda: None) -> list[str]:
         """Add journals to the dataset; returns the ids of the episodes that were added.
 
         A journal that cannot be taken is refused, at any stage, and the others are taken without
-        it. Whatever else is raised, nothing has changed in the dataset.
+        it. Calls ``alive`` before each step of the work. Raises what goes wrong with the dataset.
         """
-        journals = self._validated(paths)
+        journals = self._validated(paths, alive)
         while journals:
             # Imported here: it loads torch and the video libraries, which an idle ingest does
             # without.
             from agent.dataset.writer import append_episodes
 
             try:
-                append_episodes(self._versions.stage(), journals)
+                append_episodes(self._versions.stage(), journals, alive)
             except (BadJournal, UnreadableJournal) as error:
                 self._refuse(error)
                 journals = [journal for journal in journals if journal.path != error.path]
@@ -106,12 +106,13 @@ class Ingest:
         self.refused[path.name] = reason
         self._passed_over.add(path.name)
 
-    def _validated(self, paths: Sequence[Path]) -> list[Journal]:
+    def _validated(self, paths: Sequence[Path], alive: Callable[[], None]) -> list[Journal]:
         """Those that are sound and fit the dataset, or the first of them when there is none yet."""
         root = self._versions.current
         shape = None if root is None else DatasetShape.of_info(read_info(root))
         journals = []
         for path in paths:
+            alive()
             try:
                 journal = open_journal(path, shape)
             except (BadJournal, UnreadableJournal) as error:
@@ -188,8 +189,10 @@ def run(
             fresh = [path for path in waiting if not failures[path.name]]
             chosen, added = fresh[:BATCH_EPISODES] or waiting[:1], []
             try:
-                added = ingest.take(chosen)
+                added = ingest.take(chosen, link.heartbeat)
                 error_line = ""
+            except LinkClosed:
+                raise
             except Exception as error:
                 error_line = f"{type(error).__name__}: {error}"
                 log.exception("ingest failed, the journals are kept")

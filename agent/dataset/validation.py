@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.dataset.errors import EpisodeRefused
-from agent.dataset.features import dataset_features
+from agent.dataset.errors import EpisodeRefused, UnknownUnit
+from agent.dataset.features import component, dataset_features
 from agent.dataset.versions import LedgerEntry
 from agent.recording.journal import FINISHED, EpisodeEnd, EpisodeMeta, EpisodeReader
 from policy.spec import ACTION, STATE
@@ -94,6 +94,11 @@ def open_journal(path: Path, shape: DatasetShape | None) -> Journal:
     for name, (height, width) in meta.cameras.items():
         if height % 2 or width % 2:
             raise EpisodeRefused(path, f"camera {name} is {width}x{height}; h264 wants even")
+    try:
+        for name in (*meta.state_names, *meta.environment_names, *meta.action_names):
+            component(name)
+    except UnknownUnit as error:
+        raise EpisodeRefused(path, str(error)) from error
     misfit = None if shape is None else shape.misfit(DatasetShape.of_episode(meta))
     if misfit is not None:
         raise EpisodeRefused(path, misfit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,17 @@ _DECODER = "pyav"  # nothing is decoded here; the default would try to load anot
 type Image = NDArray[np.uint8]
 
 
-def append_episodes(root: Path, journals: Sequence[Journal]) -> None:
+def append_episodes(root: Path, journals: Sequence[Journal], alive: Callable[[], None]) -> None:
     """Add sound episodes to the dataset at ``root``, close it, verify it.
 
     Makes the dataset when it does not exist. Raises BadJournal and UnreadableJournal, which name
     the journal, when one of them turns out unfit now; IngestFailed when what was written does not
-    read back.
+    read back. Calls ``alive`` before each journal.
     """
     dataset = _open(root, journals[0].meta)
     try:
         for journal in journals:
+            alive()
             _append(dataset, journal)
     finally:
         dataset.finalize()

@@ -52,7 +52,7 @@ def process_table(config: AgentConfig) -> tuple[ProcessRow, ...]:
             runs=idle,
             otherwise="freeze",
             nice=5,
-            silence_s=300.0,  # a long episode's video
+            silence_s=300.0,  # one long episode's video
         ),
         ProcessRow(
             name="control",

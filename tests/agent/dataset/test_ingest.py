@@ -12,6 +12,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import pytest
+import written_episodes
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from written_episodes import CAMERA, HEIGHT, WIDTH, configured, picture, write_episode
 
@@ -159,6 +160,47 @@ def test_an_episode_that_does_not_fit_is_kept_and_does_not_hold_up_the_others(
     assert Tally.of_folder(config.journal_dir).episodes == 7, "all but the rubbish were recorded"
 
 
+def test_a_number_of_unknown_unit_costs_its_own_episode_and_not_the_statistics_of_all(
+    config: AgentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(written_episodes, "PLACE", ("force", "cube.y_m"))
+        write_episode(config.journal_dir, 1, frames=8)
+    write_episode(config.journal_dir, 2, frames=8)
+    ingest = take_all(config)
+    assert "force" in ingest.refused["episode-0001.mcap"]
+    assert ingest.totals()["episodes"] == 1
+    Ingest(config).recover()
+
+
+def test_a_long_batch_is_never_silent(config: AgentConfig) -> None:
+    """The supervisor ends what says nothing for minutes; a batch of long episodes takes longer."""
+    for number in range(2):
+        write_episode(config.journal_dir, number, frames=8)
+    beats: list[int] = []
+    ingest = Ingest(config)
+    ingest.take(ingest.waiting(), lambda: beats.append(1))
+    assert len(beats) == 4, "before each is looked into, and before each is written"
+
+
+def test_a_supervisor_that_goes_ends_the_pass_and_no_journal_is_blamed(
+    config: AgentConfig, tmp_path: Path
+) -> None:
+    write_episode(config.journal_dir, 1, frames=8)
+    watched, ingest = Watched(), Ingest(config)
+    real = ingest.waiting
+
+    def waiting() -> list[Path]:
+        watched.over = True  # from the next word on
+        return real()
+
+    ingest.waiting = waiting  # type: ignore[method-assign]
+    with pytest.raises(LinkClosed):
+        run(ingest, cast("ChildLink", watched), tmp_path / "cache")
+    assert ingest.refused == {}
+    assert len(real()) == 1
+
+
 def test_what_was_refused_is_remembered_and_tried_again_when_it_is_put_back(
     config: AgentConfig,
 ) -> None:
@@ -291,7 +333,7 @@ def test_a_disk_that_refuses_costs_no_journal_its_place_and_is_asked_again(
     asked: list[list[str]] = []
     watched = Watched()
 
-    def full(_: Path, journals: list[validation.Journal]) -> None:
+    def full(_: Path, journals: list[validation.Journal], alive: Callable[[], None]) -> None:
         asked.append([journal.path.stem[-1] for journal in journals])
         watched.over = len(asked) == 7
         raise OSError(errno.ENOSPC, "no space left")
