@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import hashlib
 import json
 import multiprocessing
 import os
@@ -36,7 +35,7 @@ from agent.control.observation import Observation
 from agent.control.policy_source import PolicySource
 from agent.inference.channel import PolicyChannel
 from policy.spec import CameraSpec, PolicySpec
-from protocol.manifest import FileEntry, ReleaseManifest
+from protocol.manifest import POLICY_NAME, write_manifest
 
 FPS = 30
 MAX_HOLD_S = 1.0
@@ -64,7 +63,7 @@ state_dir = "state"
 def write_policy(folder: Path, spec: PolicySpec) -> None:
     """Export an untrained policy in the store's layout. Run in a child: torch brings threads."""
     from policy.build import build_policy
-    from policy.export import export_onnx
+    from policy.export import export_policy
     from policy.statistics import FeatureScale, Normalizer
 
     scales = {
@@ -72,23 +71,11 @@ def write_policy(folder: Path, spec: PolicySpec) -> None:
         for name, parts in spec.vectors.items()
     }
     normalizer = Normalizer(features=scales)
-    path = folder / "policy.onnx"
-    export_onnx(build_policy(spec, normalizer, seed=0), spec, normalizer, path, {})
-    content = path.read_bytes()
-    manifest = ReleaseManifest(
-        version=1,
-        round=0,
-        base_digest="0" * 64,
-        spec=spec.to_json(),
-        normalizer=normalizer.to_json(),
-        files={path.name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))},
-        golden=(),
-        tolerance=1e-2,
-        evaluation={},
-        contributors=(),
-        created_unix_s=time.time(),
+    policy = build_policy(spec, normalizer, seed=0)
+    exported = export_policy(policy, spec, normalizer, folder / POLICY_NAME, version=1)
+    write_manifest(
+        folder, exported.described, evaluation={}, contributors=(), created_unix_s=time.time()
     )
-    (folder / "manifest.json").write_bytes(manifest.canonical_bytes())
 
 
 @contextlib.contextmanager

@@ -1,12 +1,19 @@
-"""A trained policy as one ONNX file that takes raw observations and gives raw actions."""
+"""A trained policy as one ONNX file that takes raw observations and gives raw actions.
+
+``export_policy`` is the only way from weights to a file that may drive an arm: it writes the file,
+asks LeRobot's own pipeline for the actions to made-up observations, and refuses a file that says
+anything else.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +22,86 @@ import onnx
 import torch
 
 from host.files import write_durable
-from policy.build import IMAGE_MEAN, IMAGE_STD, build_processors
+from policy.build import IMAGE_MEAN, IMAGE_STD, build_processors, read_weights
 from policy.errors import ParityFailed
 from policy.session import METADATA_KEY, OnnxPolicy
 from policy.spec import ACTION, PolicySpec
 from policy.statistics import Normalizer
-from policy.weights import Array
+from policy.weights import Array, weights_digest
 
+# Largest difference from LeRobot's own actions, raw joint units: for the exporter and for every
+# host. A servo tells 360°/4096 = 0.088° apart; rounding on other kernels stayed below 0.001.
+TOLERANCE = 1e-2
+_MAX_GOLDEN = 5
+# Numbers in all golden observations: a manifest is JSON and has at most 16 MiB for them.
+_MAX_GOLDEN_VALUES = 2_000_000
 _OPSET = 17  # the newest that torch's tracing exporter writes without a conversion
 _EPSILON = 1e-8  # LeRobot divides by std + 1e-8
 
 type Observation = Mapping[str, Array]
 
 
-def export_onnx(
+@dataclass(frozen=True)
+class ExportedPolicy:
+    """What was written.
+
+    ``described`` is plain JSON data, the part of a manifest that follows from the policy: version,
+    round, base_digest, spec, normalizer, files, golden, tolerance. ``max_abs_error`` is the largest
+    difference found, in raw joint units.
+    """
+
+    described: dict[str, Any]
+    max_abs_error: float
+
+
+def export_policy(
     policy: torch.nn.Module,
     spec: PolicySpec,
     normalizer: Normalizer,
     path: Path,
+    *,
+    version: int = 0,
+    round_number: int = 0,
+) -> ExportedPolicy:
+    """Write ``path`` durably, and check it against LeRobot's own pipeline.
+
+    Raises BadStatistics, ParityFailed, BadModelFile, OSError; what was written then stays.
+    """
+    about = {
+        "version": version,
+        "round": round_number,
+        "base_digest": weights_digest(read_weights(policy)),
+        "spec": spec.to_json(),
+    }
+    content = onnx_bytes(
+        policy, spec, normalizer, about | {"normalizer_digest": normalizer.digest()}
+    )
+    write_durable(path, content)
+    observations = golden_observations(spec, normalizer, _golden_count(spec))
+    chunks = lerobot_chunks(policy, spec, normalizer, observations)
+    worst = check_parity(path, observations, chunks)
+    described = about | {
+        "normalizer": normalizer.to_json(),
+        "files": {path.name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}},
+        "golden": [
+            {
+                "observation": {name: value.tolist() for name, value in observation.items()},
+                "action": chunk.tolist(),
+            }
+            for observation, chunk in zip(observations, chunks, strict=True)
+        ],
+        "tolerance": TOLERANCE,
+    }
+    return ExportedPolicy(described, worst)
+
+
+def onnx_bytes(
+    policy: torch.nn.Module,
+    spec: PolicySpec,
+    normalizer: Normalizer,
     metadata: Mapping[str, Any],
-) -> None:
-    """Write ``policy.onnx`` durably: normaliser inside, inputs fed by name, any batch size.
+) -> bytes:
+    """The file's content: normaliser inside, inputs fed by name, any batch size.
 
     Inputs ``observation.state`` f32 [B,S], ``observation.environment_state`` f32 [B,E] (if any),
     ``observation.images.<camera>`` u8 [B,H,W,3]; output ``action`` f32 [B,C,A] in raw units.
@@ -49,61 +115,66 @@ def export_onnx(
         torch.from_numpy(np.repeat(value, 2, axis=0)) for value in _zeros(spec).values()
     )
     buffer = io.BytesIO()
-    training = policy.training
-    policy.eval()
-    try:
-        with torch.no_grad(), _quiet():
-            torch.onnx.export(
-                graph,
-                examples,
-                buffer,
-                input_names=names,
-                output_names=[ACTION],
-                dynamic_axes={name: {0: "batch"} for name in [*names, ACTION]},
-                opset_version=_OPSET,
-                dynamo=False,
-            )
-    finally:
-        policy.train(training)
+    with _evaluating(policy), torch.no_grad(), _quiet():
+        torch.onnx.export(
+            graph,
+            examples,
+            buffer,
+            input_names=names,
+            output_names=[ACTION],
+            dynamic_axes={name: {0: "batch"} for name in [*names, ACTION]},
+            opset_version=_OPSET,
+            dynamo=False,
+        )
     model = onnx.load_from_string(buffer.getvalue())
     # The tracer names a dimension that it could not prove; it is the spec's.
     for axis, size in zip((1, 2), (spec.chunk_size, len(spec.action_names)), strict=True):
         model.graph.output[0].type.tensor_type.shape.dim[axis].dim_value = size
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(dict(metadata), sort_keys=True)
-    write_durable(Path(path), model.SerializeToString(deterministic=True))
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
-def check_parity(
+def lerobot_chunks(
     policy: torch.nn.Module,
     spec: PolicySpec,
     normalizer: Normalizer,
-    path: Path,
     observations: Sequence[Observation],
-    tolerance: float = 1e-2,
-) -> float:
-    """Largest difference (raw joint units) between the ONNX file and LeRobot's own pipeline.
+) -> list[Array]:
+    """Each observation's actions, f32 [C,A] in raw units, by LeRobot's own pipeline in torch.
 
-    The reference is LeRobot's preprocessor, ``predict_action_chunk`` and postprocessor, so it also
-    proves the normaliser inside the graph. Raises ParityFailed above ``tolerance``, BadModelFile.
+    That is its preprocessor, ``predict_action_chunk`` and postprocessor. No batch axis.
+    """
+    preprocess, postprocess = build_processors(spec, normalizer)
+    cameras = {camera.key for camera in spec.cameras}
+    chunks = []
+    with _evaluating(policy), torch.no_grad():
+        for observation in observations:
+            raw = {}
+            for name in input_names(spec):
+                value = torch.from_numpy(np.ascontiguousarray(observation[name])).unsqueeze(0)
+                if name in cameras:
+                    value = value.movedim(-1, -3).to(torch.float32) / 255.0
+                raw[name] = value
+            chunk = postprocess(policy.predict_action_chunk(preprocess(raw)))[0]
+            chunks.append(chunk.to(torch.float32).numpy())
+    return chunks
+
+
+def check_parity(path: Path, observations: Sequence[Observation], chunks: Sequence[Array]) -> float:
+    """Largest difference (raw joint units) between the ONNX file's actions and ``chunks``.
+
+    Raises ParityFailed above TOLERANCE or when it is no number, BadModelFile.
     """
     session = OnnxPolicy(path)
-    shapes = {name: value.ndim for name, value in _zeros(spec).items()}
-    preprocess, postprocess = build_processors(spec, normalizer)
-    worst = 0.0
-    training = policy.training
-    for observation in observations:
-        raw = {}
-        for name in input_names(spec):
-            value = torch.from_numpy(np.ascontiguousarray(observation[name]))
-            if value.dtype == torch.uint8:
-                value = value.movedim(-1, -3).to(torch.float32) / 255.0
-            raw[name] = value if value.ndim == shapes[name] else value.unsqueeze(0)
-        expected = postprocess(policy.predict_action_chunk(preprocess(raw)))[0].numpy()
-        worst = max(worst, float(np.abs(session.infer(observation) - expected).max()))
-    policy.train(training)
-    if not worst <= tolerance:
-        raise ParityFailed(f"{path}: differs from the policy by {worst:.3g}, more than {tolerance}")
+    differences = [
+        np.abs(session.infer(observation) - chunk).max()
+        for observation, chunk in zip(observations, chunks, strict=True)
+    ]
+    worst = float(np.max(differences))  # not a number when one of them is not
+    if not worst <= TOLERANCE:
+        raise ParityFailed(f"{path}: differs from the policy by {worst:.3g}, more than {TOLERANCE}")
     return worst
 
 
@@ -129,18 +200,6 @@ def golden_observations(
             observation[camera.key] = random.integers(0, 256, shape, dtype=np.uint8)
         observations.append(observation)
     return observations
-
-
-def golden_answers(path: Path, observations: Sequence[Observation]) -> list[dict[str, Any]]:
-    """Observations with the file's actions, as plain JSON for a manifest."""
-    session = OnnxPolicy(path)
-    return [
-        {
-            "observation": {name: value.tolist() for name, value in observation.items()},
-            "action": session.infer(observation).tolist(),
-        }
-        for observation in observations
-    ]
 
 
 def input_names(spec: PolicySpec) -> list[str]:
@@ -194,6 +253,22 @@ def _zeros(spec: PolicySpec) -> dict[str, Array]:
     for camera in spec.cameras:
         values[camera.key] = np.zeros((1, camera.height, camera.width, 3), np.uint8)
     return values
+
+
+def _golden_count(spec: PolicySpec) -> int:
+    values = sum(value.size for value in _zeros(spec).values())
+    return max(1, min(_MAX_GOLDEN, _MAX_GOLDEN_VALUES // values))
+
+
+@contextlib.contextmanager
+def _evaluating(policy: torch.nn.Module) -> Iterator[None]:
+    """Without dropout and the VAE's encoder; afterwards in the mode that it was in."""
+    training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(training)
 
 
 @contextlib.contextmanager

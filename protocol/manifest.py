@@ -7,12 +7,15 @@ is the SHA-256 of the file itself: an agent checks the bytes before it parses th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from host.complaints import first_complaint
+from host.files import write_durable
 from protocol.errors import BadManifest
 
 MANIFEST_NAME = "manifest.json"
@@ -89,10 +92,38 @@ class ReleaseManifest(_Model):
         return sha256(self.canonical_bytes()).hexdigest()
 
 
+def write_manifest(
+    folder: Path,
+    described: Mapping[str, Any],
+    *,
+    evaluation: Mapping[str, Any],
+    contributors: tuple[str, ...],
+    created_unix_s: float,
+) -> ReleaseManifest:
+    """Write the folder's manifest.json durably: what the exporter described, and who and when.
+
+    Raises BadManifest when a field is not usable or nobody could read the file, OSError.
+    """
+    about = {
+        "evaluation": evaluation,
+        "contributors": contributors,
+        "created_unix_s": created_unix_s,
+    }
+    try:
+        manifest = ReleaseManifest.model_validate({**described, **about})
+    except ValidationError as error:
+        raise BadManifest(f"manifest: {first_complaint(error, 'manifest')}") from error
+    content = manifest.canonical_bytes()
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise BadManifest(_too_long(len(content)))
+    write_durable(folder / MANIFEST_NAME, content)
+    return manifest
+
+
 def parse_manifest(content: bytes, expected_digest: str | None = None) -> ReleaseManifest:
     """Check `content` against the digest (when given), then parse it; raises BadManifest."""
     if len(content) > MAX_MANIFEST_BYTES:
-        raise BadManifest(f"manifest of {len(content)} bytes is over {MAX_MANIFEST_BYTES}")
+        raise BadManifest(_too_long(len(content)))
     if expected_digest is not None:
         found = sha256(content).hexdigest()
         if found != expected_digest:
@@ -104,3 +135,7 @@ def parse_manifest(content: bytes, expected_digest: str | None = None) -> Releas
         return ReleaseManifest.model_validate_json(content)
     except ValidationError as error:
         raise BadManifest(f"manifest: {first_complaint(error, 'manifest')}") from error
+
+
+def _too_long(size: int) -> str:
+    return f"manifest of {size} bytes is over {MAX_MANIFEST_BYTES}"

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,15 @@ from agent.training.training_data import TrainingData
 from host.files import sync_folder, sync_tree
 from policy.build import build_policy, read_weights, write_weights
 from policy.errors import BadWeights
-from policy.export import check_parity, export_onnx, golden_answers, golden_observations
-from policy.spec import PolicySpec
-from policy.statistics import Normalizer
+from policy.export import export_policy
 from policy.train import HeldOut, LocalTraining, held_out_error
-from policy.weights import load_metadata, load_weights, save_weights, weights_digest
-from protocol.manifest import MANIFEST_NAME, POLICY_NAME, FileEntry, Golden, ReleaseManifest
+from policy.weights import load_metadata, load_weights, save_weights
+from protocol.manifest import MANIFEST_NAME, POLICY_NAME, write_manifest
 
 log = logging.getLogger(__name__)
 
 LOCAL = "local"
 CHECKPOINT_EVERY_S = 10.0
-GOLDEN = 4
-TOLERANCE = 0.01  # raw joint units; another processor's rounding stays below 0.001
 _META = "armada.meta"
 
 
@@ -169,50 +164,28 @@ class LocalBaseline:
             raise BadExchangeFile(f"{self._file}: damaged, delete it ({error})") from error
 
     def _export(self, policy: torch.nn.Module, base: LoadedBase, result: HeldOut | None) -> None:
-        spec, normalizer = base.spec, base.normalizer
         self._target.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._target.parent))
-        graph = staged / POLICY_NAME
-        export_onnx(policy, spec, normalizer, graph, self._metadata(spec, normalizer))
-        golden = golden_observations(spec, normalizer, GOLDEN)
-        check_parity(policy, spec, normalizer, graph, golden, TOLERANCE)
-        content = graph.read_bytes()
+        exported = export_policy(policy, base.spec, base.normalizer, staged / POLICY_NAME)
         evaluation: dict[str, Any] = {"steps": self._wanted_steps}
         if result is not None:
-            evaluation |= {
-                "held_out": {
-                    self._robot_id: {
-                        "action_mae": result.action_mae,
-                        "loss": result.loss,
-                        "frames": result.frames,
-                    }
+            evaluation["held_out"] = {
+                self._robot_id: {
+                    "action_mae": result.action_mae,
+                    "loss": result.loss,
+                    "frames": result.frames,
                 }
             }
-        manifest = ReleaseManifest(
-            version=0,
-            round=0,
-            base_digest=weights_digest(read_weights(policy)),
-            spec=spec.to_json(),
-            normalizer=normalizer.to_json(),
-            files={POLICY_NAME: FileEntry(sha256=sha256(content).hexdigest(), size=len(content))},
-            golden=tuple(Golden(**entry) for entry in golden_answers(graph, golden)),
-            tolerance=TOLERANCE,
+        write_manifest(
+            staged,
+            exported.described,
             evaluation=evaluation,
             contributors=(self._robot_id,),
             created_unix_s=time.time(),
         )
-        (staged / MANIFEST_NAME).write_bytes(manifest.canonical_bytes())
         staged.chmod(0o755)  # mkdtemp makes it private
         sync_tree(staged)
         _replace_folder(staged, self._target)
-
-    def _metadata(self, spec: PolicySpec, normalizer: Normalizer) -> dict[str, Any]:
-        return {
-            "version": 0,
-            "robot_id": self._robot_id,
-            "spec": spec.to_json(),
-            "normalizer": normalizer.to_json(),
-        }
 
 
 def _replace_folder(staged: Path, target: Path) -> None:

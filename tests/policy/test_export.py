@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,18 @@ from synthetic_pick import frames_of, normalizer_of, tiny_spec
 from policy.build import build_policy, read_weights, write_weights
 from policy.errors import BadModelFile, BadObservation, ParityFailed
 from policy.export import (
+    TOLERANCE,
     check_parity,
-    export_onnx,
-    golden_answers,
+    export_policy,
     golden_observations,
     input_names,
+    lerobot_chunks,
 )
 from policy.session import OnnxPolicy
 from policy.spec import ENVIRONMENT, STATE, CameraSpec, PolicySpec
 from policy.statistics import Normalizer
+from policy.weights import weights_digest
+from protocol.manifest import MANIFEST_NAME, parse_manifest, write_manifest
 
 CAMERA = CameraSpec(name="overhead", height=32, width=48)
 
@@ -44,11 +49,19 @@ def test_the_file_computes_what_lerobots_own_pipeline_computes(
 ) -> None:
     spec, normalizer, policy = build(**fields)
     path = tmp_path / "policy.onnx"
-    export_onnx(policy, spec, normalizer, path, {"version": 3})
+    exported = export_policy(policy, spec, normalizer, path, version=3, round_number=7)
     observations = golden_observations(spec, normalizer, 3)
-    assert check_parity(policy, spec, normalizer, path, observations) < 1e-3
+    chunks = lerobot_chunks(policy, spec, normalizer, observations)
+    assert exported.max_abs_error < 1e-3
+    assert check_parity(path, observations, chunks) < 1e-3
     session = OnnxPolicy(path)
-    assert session.metadata == {"version": 3}
+    assert session.metadata == {
+        "version": 3,
+        "round": 7,
+        "base_digest": weights_digest(read_weights(policy)),
+        "spec": spec.to_json(),
+        "normalizer_digest": normalizer.digest(),
+    }
     assert session.chunk_size == spec.chunk_size
     assert session.action_size == 6
     assert list(session.inputs) == input_names(spec)
@@ -58,7 +71,7 @@ def test_the_file_computes_what_lerobots_own_pipeline_computes(
 def test_a_batch_of_any_size_is_computed_row_by_row(tmp_path: Path) -> None:
     spec, normalizer, policy = build()
     path = tmp_path / "policy.onnx"
-    export_onnx(policy, spec, normalizer, path, {})
+    export_policy(policy, spec, normalizer, path)
     observations = golden_observations(spec, normalizer, 5)
     raw = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     stacked = {name: np.stack([o[name] for o in observations]) for name in input_names(spec)}
@@ -70,45 +83,92 @@ def test_a_batch_of_any_size_is_computed_row_by_row(tmp_path: Path) -> None:
 def test_other_weights_than_those_exported_fail_the_parity_check(tmp_path: Path) -> None:
     spec, normalizer, policy = build()
     path = tmp_path / "policy.onnx"
-    export_onnx(policy, spec, normalizer, path, {})
+    export_policy(policy, spec, normalizer, path)
     write_weights(policy, {name: array * 1.5 for name, array in read_weights(policy).items()})
+    observations = golden_observations(spec, normalizer, 2)
     with pytest.raises(ParityFailed):
-        check_parity(policy, spec, normalizer, path, golden_observations(spec, normalizer, 2))
+        check_parity(path, observations, lerobot_chunks(policy, spec, normalizer, observations))
+
+
+def test_a_difference_of_the_last_observation_alone_fails_the_parity_check(tmp_path: Path) -> None:
+    spec, normalizer, policy = build()
+    path = tmp_path / "policy.onnx"
+    export_policy(policy, spec, normalizer, path)
+    observations = golden_observations(spec, normalizer, 3)
+    for wrong in (2 * TOLERANCE, float("nan")):
+        chunks = lerobot_chunks(policy, spec, normalizer, observations)
+        chunks[-1][-1, -1] += wrong
+        with pytest.raises(ParityFailed):
+            check_parity(path, observations, chunks)
+
+
+def test_weights_that_are_no_numbers_are_never_exported(tmp_path: Path) -> None:
+    spec, normalizer, policy = build()
+    broken = {name: array * np.float32("nan") for name, array in read_weights(policy).items()}
+    write_weights(policy, broken)
+    with pytest.raises(ParityFailed):
+        export_policy(policy, spec, normalizer, tmp_path / "policy.onnx")
 
 
 def test_export_and_parity_leave_the_policy_in_training_mode(tmp_path: Path) -> None:
     spec, normalizer, policy = build()
     policy.train()
-    export_onnx(policy, spec, normalizer, tmp_path / "p.onnx", {})
-    check_parity(
-        policy, spec, normalizer, tmp_path / "p.onnx", golden_observations(spec, normalizer, 1)
-    )
+    export_policy(policy, spec, normalizer, tmp_path / "p.onnx")
     assert policy.training
 
 
 def test_equal_weights_export_to_equal_bytes(tmp_path: Path) -> None:
     spec, normalizer, policy = build()
-    for name in ("one", "two"):
-        export_onnx(policy, spec, normalizer, tmp_path / name, {"b": 1, "a": 2})
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    for folder in ("one", "two"):
+        export_policy(policy, spec, normalizer, tmp_path / folder / "policy.onnx")
+    one, two = (tmp_path / folder / "policy.onnx" for folder in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
 
 
-def test_golden_answers_are_what_the_file_says_to_golden_observations(tmp_path: Path) -> None:
+def test_golden_answers_are_lerobots_own_and_the_file_gives_them(tmp_path: Path) -> None:
     spec, normalizer, policy = build(cameras=[CAMERA])
     path = tmp_path / "policy.onnx"
-    export_onnx(policy, spec, normalizer, path, {})
-    observations = golden_observations(spec, normalizer, 2)
-    answers = golden_answers(path, observations)
-    assert len(answers) == 2
-    assert np.array(answers[0]["observation"][STATE]).shape == (6,)
-    assert np.array(answers[0]["observation"][CAMERA.key]).shape == (32, 48, 3)
-    np.testing.assert_allclose(answers[1]["action"], OnnxPolicy(path).infer(observations[1]))
+    golden = export_policy(policy, spec, normalizer, path).described["golden"]
+    assert len(golden) == 5
+    observations = [
+        {
+            name: np.array(value, np.uint8 if name == CAMERA.key else np.float32)
+            for name, value in entry["observation"].items()
+        }
+        for entry in golden
+    ]
+    assert observations[0][STATE].shape == (6,)
+    assert observations[0][CAMERA.key].shape == (32, 48, 3)
+    chunks = lerobot_chunks(policy, spec, normalizer, observations)
+    for entry, observation, chunk in zip(golden, observations, chunks, strict=True):
+        assert np.array_equal(np.array(entry["action"], np.float32), chunk)
+        np.testing.assert_allclose(OnnxPolicy(path).infer(observation), chunk, atol=TOLERANCE)
+
+
+def test_what_is_described_is_the_file_that_was_written(tmp_path: Path) -> None:
+    spec, normalizer, policy = build()
+    path = tmp_path / "policy.onnx"
+    described = export_policy(policy, spec, normalizer, path, version=3).described
+    content = path.read_bytes()
+    assert described["files"] == {
+        "policy.onnx": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    }
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_big_pictures_leave_a_manifest_that_every_robot_reads(tmp_path: Path) -> None:
+    cameras = [CameraSpec(name=name, height=480, width=640) for name in ("overhead", "wrist")]
+    spec, normalizer, policy = build(cameras=cameras)
+    exported = export_policy(policy, spec, normalizer, tmp_path / "policy.onnx")
+    assert exported.described["golden"]
+    write_manifest(tmp_path, exported.described, evaluation={}, contributors=(), created_unix_s=0.0)
+    assert parse_manifest((tmp_path / MANIFEST_NAME).read_bytes()).spec == spec.to_json()
 
 
 def test_an_observation_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     spec, normalizer, policy = build(cameras=[CAMERA])
     path = tmp_path / "policy.onnx"
-    export_onnx(policy, spec, normalizer, path, {})
+    export_policy(policy, spec, normalizer, path)
     session = OnnxPolicy(path)
     good = golden_observations(spec, normalizer, 1)[0]
     with_axis = {name: value[None] for name, value in good.items()}
@@ -132,7 +192,7 @@ def test_files_that_are_no_policy_of_ours_are_refused(tmp_path: Path) -> None:
         OnnxPolicy(damaged)
     spec, normalizer, policy = build()
     path = tmp_path / "policy.onnx"
-    export_onnx(policy, spec, normalizer, path, {})
+    export_policy(policy, spec, normalizer, path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(BadModelFile):
         OnnxPolicy(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 
 from protocol.bundle import BUNDLE_FILES, load_bundle
 from protocol.errors import BadBundle, BadManifest, BadTopic
-from protocol.manifest import FileEntry, Golden, ReleaseManifest, parse_manifest
+from protocol.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Golden,
+    ReleaseManifest,
+    parse_manifest,
+    write_manifest,
+)
 from protocol.topics import AGENT_KINDS, Address, Kind, Topics
 
 TOPICS = Topics("fleet")
@@ -95,6 +104,30 @@ def test_a_file_name_cannot_leave_its_folder(name: str) -> None:
 def test_a_manifest_with_a_number_that_is_not_finite_has_no_bytes() -> None:
     with pytest.raises(BadManifest):
         manifest(evaluation={"x": float("nan")}).canonical_bytes()
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    who_and_when = {"evaluation", "contributors", "created_unix_s"}
+    described = manifest().model_dump(mode="json", exclude=who_and_when)
+    written = write_manifest(
+        tmp_path, described, evaluation={}, contributors=("arm-1", "ärm"), created_unix_s=1.5
+    )
+    assert written == manifest()
+    assert parse_manifest((tmp_path / MANIFEST_NAME).read_bytes(), written.digest()) == written
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"version": -1}, {"tolerance": 0.0}, {"odd": 1}, {"spec": {"note": "x" * MAX_MANIFEST_BYTES}}],
+)
+def test_a_manifest_that_no_robot_would_read_is_never_written(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    who_and_when = {"evaluation", "contributors", "created_unix_s"}
+    described = manifest().model_dump(mode="json", exclude=who_and_when) | change
+    with pytest.raises(BadManifest):
+        write_manifest(tmp_path, described, evaluation={}, contributors=(), created_unix_s=1.5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bundle_says_what_it_lacks(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from agent.inference.errors import InferenceLate
 from agent.policies.qualification import qualify
 from agent.policies.store import PolicyStore
 from policy.spec import PolicySpec
-from protocol.manifest import FileEntry, ReleaseManifest
+from protocol.manifest import POLICY_NAME, write_manifest
 
 pytestmark = pytest.mark.system
 
@@ -221,7 +220,7 @@ def test_a_real_act_goes_from_export_through_qualification_to_the_loop(robot: Ro
 def write_act(folder: Path, spec: PolicySpec) -> None:
     """An untrained ACT as the coordinator would release it."""
     from policy.build import build_policy
-    from policy.export import export_onnx, golden_answers, golden_observations
+    from policy.export import export_policy
     from policy.statistics import Component, FeatureSketch, Normalizer, Sketch
 
     random = np.random.default_rng(0)
@@ -234,22 +233,7 @@ def write_act(folder: Path, spec: PolicySpec) -> None:
     }
     normalizer = Normalizer.from_sketches([Sketch(features=features)])
     policy = build_policy(spec, normalizer, seed=0)
-    path = folder / "policy.onnx"
-    export_onnx(policy, spec, normalizer, path, {"version": 5})
-    content = path.read_bytes()
-    manifest = ReleaseManifest(
-        version=5,
-        round=5,
-        base_digest="0" * 64,
-        spec=spec.to_json(),
-        normalizer=normalizer.to_json(),
-        files={
-            "policy.onnx": FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-        },
-        golden=golden_answers(path, golden_observations(spec, normalizer, 3)),
-        tolerance=1e-2,
-        evaluation={},
-        contributors=(),
-        created_unix_s=time.time(),
+    exported = export_policy(policy, spec, normalizer, folder / POLICY_NAME, version=5)
+    write_manifest(
+        folder, exported.described, evaluation={}, contributors=(), created_unix_s=time.time()
     )
-    (folder / "manifest.json").write_bytes(manifest.canonical_bytes())
