@@ -14,6 +14,9 @@ from typing import Any
 from agent.client import AgentClient
 from agent.config import AgentConfig, CameraSettings, load_config
 from agent.errors import AgentClientError, ConfigError
+from agent.policies.errors import PolicyRefused, StoreDamaged
+from agent.policies.folder import read_policy_folder
+from agent.policies.store import PolicyStore
 from protocol.bundle import load_bundle
 from protocol.errors import BadBundle
 from robot_io.arm import Calibration, Follower, Leader
@@ -53,6 +56,7 @@ def examine(config_path: Path) -> Iterator[Finding]:
         for name, settings in config.cameras.items():
             yield _camera(name, settings)
     yield _disk(config)
+    yield from _policies(PolicyStore(config.policies_dir))
     if config.federation is not None:
         yield from _broker(config.federation.bundle)
 
@@ -128,6 +132,28 @@ def _disk(config: AgentConfig) -> Finding:
         wanted = config.recording.min_free_mb
         return Finding("disk", False, f"{free_mb} MB free at {folder}, {wanted} MB are asked for")
     return Finding("disk", True, f"{free_mb} MB free at {folder}")
+
+
+def _policies(store: PolicyStore) -> Iterator[Finding]:
+    """Each file is hashed, whatever was verified before: a disk rots and a time can be forged."""
+    active: str | None = None
+    try:
+        installed = store.installed()
+        active = store.active()
+    except StoreDamaged as error:
+        yield Finding("policies", False, str(error))
+    except OSError as error:
+        yield Finding("policies", False, f"{store.folder} cannot be read: {error.strerror}")
+        return
+    for path in installed:
+        what = f"policy {path.name}"
+        try:
+            digest = read_policy_folder(path, hash_all=True).onnx_digest
+        except PolicyRefused as error:
+            yield Finding(what, False, str(error))
+        else:
+            state = "active, " if path.name == active else ""
+            yield Finding(what, True, f"{state}as its manifest says, SHA-256 {digest[:12]}…")
 
 
 def _broker(folder: Path) -> Iterator[Finding]:

@@ -47,9 +47,13 @@ def sync_tree(root: Path) -> None:
 def file_stamp(path: Path) -> FileStamp | None:
     """Inode, time and size: changes whenever the file is replaced. None while there is none."""
     try:
-        facts = path.stat()
+        return stamp_of(path.stat())
     except FileNotFoundError:
         return None
+
+
+def stamp_of(facts: os.stat_result) -> FileStamp:
+    """The same of a file that is open already."""
     return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 

@@ -23,13 +23,9 @@ from agent.errors import ConfigError, LinkClosed
 from agent.inference.channel import InferenceEnd
 from agent.inference.errors import BadFrame, ControlGone
 from agent.inference.wire import Array, InferenceMessage
-from agent.policies.compatibility import (
-    PolicyFolder,
-    RobotSignature,
-    incompatibilities,
-    read_policy_folder,
-)
+from agent.policies.compatibility import RobotSignature, incompatibilities
 from agent.policies.errors import PolicyRefused
+from agent.policies.folder import PolicyFolder, read_policy_folder
 from agent.policies.graph import (
     INFERENCE_ERRORS,
     blank_observation,

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from agent.policies.compatibility import PolicyFolder
 from agent.policies.errors import PolicyRefused
+from agent.policies.folder import PolicyFolder
 from policy.errors import PolicyError
 from policy.session import OnnxPolicy
 from policy.spec import ENVIRONMENT, STATE, PolicySpec

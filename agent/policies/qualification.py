@@ -24,13 +24,9 @@ import numpy as np
 
 from agent.config import load_config
 from agent.errors import ConfigError
-from agent.policies.compatibility import (
-    PolicyFolder,
-    RobotSignature,
-    incompatibilities,
-    read_policy_folder,
-)
+from agent.policies.compatibility import RobotSignature, incompatibilities
 from agent.policies.errors import PolicyRefused
+from agent.policies.folder import PolicyFolder, read_policy_folder
 from host.children import exit_words, module_command
 
 log = logging.getLogger(__name__)

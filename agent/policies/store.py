@@ -1,34 +1,32 @@
 """Policies on disk, and which one drives the arm.
 
     <folder>/<version>/{manifest.json,policy.onnx}   complete, never changed
+    <folder>/<version>/.verified.json                what was hashed, see folder.py
     <folder>/local/…                                 this robot's own, never federated policy
     <folder>/active.json                             {"active": "3", "previous": "2"}
-    <folder>/.incoming-*                             being filled; swept at the next start
     <folder>/.outgoing-*                             being deleted; swept at the next start
 
 A version appears by one rename of a folder whose files are on disk already, and the choice of the
 active one by one rename of active.json. So a kill between any two steps leaves either the old or
-the new, and what is half done has a name that is never read. One process writes (federation);
-any may read.
+the new, and what is half done has a name that is never read. Federation writes; training writes
+`local` alone; any process may read.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
 
-from agent.policies.compatibility import read_policy_folder
 from agent.policies.errors import NoSuchPolicy, PolicyRefused, StoreDamaged
-from host.files import sync_folder, write_durable
+from agent.policies.folder import read_policy_folder, verify_policy_folder
+from host.files import sync_folder, sync_tree, write_durable
 
 ACTIVE = "active"
 LOCAL = "local"
 _ACTIVE_FILE = "active.json"
-_INCOMING = ".incoming-"
 _OUTGOING = ".outgoing-"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
 _VERSION = re.compile(r"^[0-9]{1,9}$")
@@ -41,43 +39,35 @@ class PolicyStore:
         """Take the folder; it is made when first written to."""
         self.folder = folder
 
-    def stage(self) -> Path:
-        """Return a new empty folder to download into; `install` takes it. Raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self.folder))
+    def install(self, whole: Path, version: int | str) -> Path:
+        """Check a whole folder and move it here as the version of that name; return its new path.
 
-    def install(self, staged: Path, version: int | str) -> Path:
-        """Check a staged folder and make it the version of that name; return its final path.
-
-        The same release installed twice is no error. Raises PolicyRefused when a file does not
-        match the manifest, or another release already has that version; OSError.
+        The folder lies on the store's file system. The same release installed twice is no error;
+        `local` replaces the one before. Raises PolicyRefused when a file does not match the
+        manifest, or another release already has that version; OSError.
         """
         name = _checked_name(version)
-        release = read_policy_folder(staged)
+        release = verify_policy_folder(whole)
         if name != LOCAL and str(release.manifest.version) != name:
             raise PolicyRefused(
                 f"the manifest is of version {release.manifest.version}, announced was {name}"
             )
         target = self.folder / name
-        if target.exists():
+        if target.exists() and name != LOCAL:
             present = read_policy_folder(target)
             if present.manifest.digest() != release.manifest.digest():
                 raise PolicyRefused(f"another policy is already installed as version {name}")
-            self._discard(staged)
+            shutil.rmtree(whole)
             return target
-        for entry in sorted(staged.iterdir()):
-            _sync_file(entry)
-        staged.chmod(0o755)  # mkdtemp makes it private
-        sync_folder(staged)
-        staged.rename(target)
+        whole.chmod(0o755)  # mkdtemp makes it private
+        sync_tree(whole)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        outgoing = self._take_out(target) if target.exists() else None
+        whole.rename(target)
         sync_folder(self.folder)
+        if outgoing is not None:
+            shutil.rmtree(outgoing)
         return target
-
-    def discard(self, staged: Path) -> None:
-        """Delete a staged folder that is not to be installed. Raises OSError."""
-        if staged.parent != self.folder or not staged.name.startswith(_INCOMING):
-            raise ValueError(f"{staged} is not a staged folder of this store")
-        self._discard(staged)
 
     def activate(self, version: int | str) -> Path:
         """Make an installed version the active one, from the next episode on; return its path.
@@ -87,7 +77,7 @@ class PolicyStore:
         """
         name = _checked_name(version)
         path = self._existing(name)
-        read_policy_folder(path)
+        verify_policy_folder(path)
         active, _ = self._choice()
         if name != active:
             self._choose(name, active)
@@ -102,7 +92,7 @@ class PolicyStore:
         active, previous = self._choice()
         if previous is None:
             raise NoSuchPolicy(f"nothing to roll back to: no policy was active before {active}")
-        read_policy_folder(self._existing(previous))
+        verify_policy_folder(self._existing(previous))
         self._choose(previous, None)
         return previous
 
@@ -119,6 +109,11 @@ class PolicyStore:
         if not self.folder.is_dir():
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if _VERSION.match(p.name))
+
+    def installed(self) -> list[Path]:
+        """Return the folders of all policies: the versions, oldest first, then `local`."""
+        names = [*map(str, self.versions()), LOCAL]
+        return [self.folder / name for name in names if (self.folder / name).is_dir()]
 
     def resolve(self, policy: int | str) -> Path:
         """Return the folder of "active", "local" or a version.
@@ -142,15 +137,15 @@ class PolicyStore:
         kept = {*self._choice(), *map(str, self.versions()[-keep:] if keep else [])}
         gone = [str(version) for version in self.versions() if str(version) not in kept]
         for name in gone:
-            self._discard(self.folder / name)
+            shutil.rmtree(self._take_out(self.folder / name))
         return gone
 
     def sweep(self) -> None:
-        """Delete what an earlier process left half done. Call once at start, before `stage`."""
+        """Delete what an earlier process left half done. Call once at start."""
         if not self.folder.is_dir():
             return
         for path in list(self.folder.iterdir()):
-            if path.name.startswith((_INCOMING, _OUTGOING)):
+            if path.name.startswith(_OUTGOING):
                 shutil.rmtree(path)
             elif path.name.startswith(f".{_ACTIVE_FILE}."):
                 path.unlink()
@@ -182,11 +177,11 @@ class PolicyStore:
         text = json.dumps({"active": active, "previous": previous})
         write_durable(self.folder / _ACTIVE_FILE, text.encode())
 
-    def _discard(self, path: Path) -> None:
-        # Renamed first: a folder with half of its files must not look like a version.
+    def _take_out(self, path: Path) -> Path:
+        """Rename a folder first: one with half of its files must not look like a version."""
         outgoing = Path(tempfile.mkdtemp(prefix=_OUTGOING, dir=self.folder))
         path.rename(outgoing / path.name)
-        shutil.rmtree(outgoing)
+        return outgoing
 
 
 def _checked_name(version: int | str) -> str:
@@ -194,11 +189,3 @@ def _checked_name(version: int | str) -> str:
     if not _NAME.match(name) or name == ACTIVE:
         raise NoSuchPolicy(f"{name!r} is no policy's name: use active, local or a version number")
     return name
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,9 +25,16 @@ import httpx
 
 from agent.errors import AgentError
 from agent.policies.errors import DownloadInterrupted, ReleaseRefused
+from agent.policies.folder import (
+    VerifiedFile,
+    hash_file,
+    is_verified,
+    read_record,
+    write_record,
+)
 from agent.policies.qualification import qualify
 from agent.policies.store import PolicyStore
-from host.files import sync_folder, write_durable
+from host.files import stamp_of, sync_folder, write_durable
 from protocol.bundle import Bundle
 from protocol.errors import BadManifest
 from protocol.manifest import (
@@ -86,8 +93,11 @@ def download(
     part = folder / f"{name}.part"
     part.mkdir(parents=True, exist_ok=True)
     manifest, content = _manifest(client, notice)
+    verified = read_record(part)
     for file_name, entry in manifest.files.items():
-        _file(client, notice.version, part, file_name, entry, stopping)
+        if not is_verified(part / file_name, entry, verified.get(file_name)):
+            verified[file_name] = _file(client, notice.version, part / file_name, entry, stopping)
+            write_record(part, verified)
     write_durable(part / MANIFEST_NAME, content)
     sync_folder(part)
     part.rename(final)
@@ -117,34 +127,27 @@ def _manifest(client: httpx.Client, notice: ReleaseNotice) -> tuple[ReleaseManif
 
 
 def _file(
-    client: httpx.Client,
-    version: int,
-    part: Path,
-    name: str,
-    entry: FileEntry,
-    stopping: threading.Event,
-) -> None:
-    """Fetch one file into `part`, from where an earlier attempt stopped."""
-    path = part / name
+    client: httpx.Client, version: int, path: Path, entry: FileEntry, stopping: threading.Event
+) -> VerifiedFile:
+    """Fetch one file to `path`, from where an earlier attempt stopped, and hash it once."""
     have = path.stat().st_size if path.exists() else 0
     if have > entry.size:
         path.unlink()
         have = 0
-    if have < entry.size or not path.exists():
-        _fetch(client, version, path, entry, have, stopping)
-    if _sha256(path) == entry.sha256:
-        return
-    path.unlink()
-    if have:
+    if path.exists() and have == entry.size:
+        found = hash_file(path)
+    else:
+        found = _fetch(client, version, path, entry, have, stopping)
+    if found.sha256 != entry.sha256 and have:
         # The first half came from an earlier attempt: once more, all of it, from one source.
-        _fetch(client, version, path, entry, 0, stopping)
-        if _sha256(path) == entry.sha256:
-            return
+        found = _fetch(client, version, path, entry, 0, stopping)
+    if found.sha256 != entry.sha256:
         path.unlink()
-    raise ReleaseRefused(
-        f"release {version}: {name} does not have the SHA-256 {entry.sha256[:12]}… of its "
-        "manifest; it was changed on the way or on the server"
-    )
+        raise ReleaseRefused(
+            f"release {version}: {path.name} does not have the SHA-256 {entry.sha256[:12]}… of its "
+            "manifest; it was changed on the way or on the server"
+        )
+    return found
 
 
 def _fetch(
@@ -154,10 +157,12 @@ def _fetch(
     entry: FileEntry,
     have: int,
     stopping: threading.Event,
-) -> None:
+) -> VerifiedFile:
+    """Hashed as it comes; one that was resumed is hashed from the disk when it is whole."""
     address = f"/v1/releases/{version}/{path.name}"
+    digest = hashlib.sha256()
     with _stream(client, address, have) as reply:
-        resumed = reply.status_code == httpx.codes.PARTIAL_CONTENT
+        resumed = have > 0 and reply.status_code == httpx.codes.PARTIAL_CONTENT
         size = have if resumed else 0
         with path.open("ab" if resumed else "wb") as stream:
             for chunk in reply.iter_raw(CHUNK_BYTES):  # raw: ranges count encoded bytes
@@ -165,12 +170,16 @@ def _fetch(
                 if size > entry.size:
                     break  # longer than its manifest says; the digest refuses it
                 stream.write(chunk)
+                if not resumed:
+                    digest.update(chunk)
                 if stopping.is_set():
                     raise DownloadInterrupted("the agent is being stopped")
             stream.flush()
             os.fsync(stream.fileno())
+            stamp = stamp_of(os.fstat(stream.fileno()))
     if size < entry.size:
         raise DownloadInterrupted(f"{address} ended after {size} of {entry.size} bytes")
+    return hash_file(path) if resumed else VerifiedFile(stamp, digest.hexdigest())
 
 
 @contextlib.contextmanager
@@ -195,11 +204,6 @@ def _explain(client: httpx.Client, error: httpx.HTTPError) -> str:
             "enrol this robot with that coordinator"
         )
     return f"{client.base_url} cannot be read: {text or type(error).__name__}; trying again"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class PolicyUpdater:
@@ -289,7 +293,6 @@ class PolicyUpdater:
             verdict = qualify(folder, self._config_path)
             if not verdict.ok:
                 raise ReleaseRefused("; ".join(verdict.reasons) or "it did not qualify")
-            self._store.folder.mkdir(parents=True, exist_ok=True)
             self._store.install(folder, notice.version)
             self._store.activate(notice.version)
             self._store.prune(KEPT_VERSIONS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from agent.policies.store import LOCAL, PolicyStore
 from agent.training.errors import BadExchangeFile
 from agent.training.local_work import LoadedBase
 from agent.training.training_data import TrainingData
-from host.files import sync_folder, sync_tree
 from policy.build import build_policy, read_weights, write_weights
 from policy.errors import BadWeights
 from policy.export import export_policy
@@ -31,7 +30,6 @@ from protocol.manifest import MANIFEST_NAME, POLICY_NAME, write_manifest
 
 log = logging.getLogger(__name__)
 
-LOCAL = "local"
 CHECKPOINT_EVERY_S = 10.0
 _META = "armada.meta"
 
@@ -64,7 +62,8 @@ class LocalBaseline:
         clock: Callable[[], float],
     ) -> None:
         self._file = folder / "baseline.safetensors"
-        self._target = policies / LOCAL
+        self._export_folder = folder / "baseline.export"
+        self._store = PolicyStore(policies)
         self._robot_id = robot_id
         self._wanted_steps = wanted_steps
         self._clock = clock
@@ -78,7 +77,7 @@ class LocalBaseline:
         if not self._wanted_steps:
             return False
         done = self.state is not None and self.state.done and self._is_of(base)
-        return not (done and (self._target / MANIFEST_NAME).exists())
+        return not (done and (self._store.folder / LOCAL / MANIFEST_NAME).exists())
 
     def advance(self, base: LoadedBase, data: TrainingData) -> None:
         """One training step, or, after the last one, evaluation and export."""
@@ -164,9 +163,11 @@ class LocalBaseline:
             raise BadExchangeFile(f"{self._file}: damaged, delete it ({error})") from error
 
     def _export(self, policy: torch.nn.Module, base: LoadedBase, result: HeldOut | None) -> None:
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._target.parent))
-        exported = export_policy(policy, base.spec, base.normalizer, staged / POLICY_NAME)
+        if self._export_folder.exists():  # an export was killed
+            shutil.rmtree(self._export_folder)
+        self._export_folder.mkdir(parents=True)
+        graph = self._export_folder / POLICY_NAME
+        exported = export_policy(policy, base.spec, base.normalizer, graph)
         evaluation: dict[str, Any] = {"steps": self._wanted_steps}
         if result is not None:
             evaluation["held_out"] = {
@@ -177,25 +178,10 @@ class LocalBaseline:
                 }
             }
         write_manifest(
-            staged,
+            self._export_folder,
             exported.described,
             evaluation=evaluation,
             contributors=(self._robot_id,),
             created_unix_s=time.time(),
         )
-        staged.chmod(0o755)  # mkdtemp makes it private
-        sync_tree(staged)
-        _replace_folder(staged, self._target)
-
-
-def _replace_folder(staged: Path, target: Path) -> None:
-    """Put a finished folder in place; a kill in between leaves none, and it is made anew."""
-    if target.exists():
-        outgoing = Path(tempfile.mkdtemp(prefix=".outgoing-", dir=target.parent))
-        target.rename(outgoing / target.name)
-        staged.rename(target)
-        sync_folder(target.parent)
-        shutil.rmtree(outgoing)
-        return
-    staged.rename(target)
-    sync_folder(target.parent)
+        self._store.install(self._export_folder, LOCAL)

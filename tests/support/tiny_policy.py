@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from agent.config import FEATURES
+from agent.policies.store import PolicyStore
 from policy.spec import ENVIRONMENT, STATE, CameraSpec, PolicySpec
 from protocol.manifest import FileEntry, Golden, ReleaseManifest
 
@@ -125,23 +127,25 @@ def write_policy(
     *,
     version: int = 1,
     golden: int = 2,
+    notes: bytes | None = None,
     **graph: Any,
 ) -> Path:
-    """A folder in the store's layout: policy.onnx and its manifest."""
+    """A folder in the store's layout: policy.onnx, its manifest, and notes.txt if asked for."""
     spec = spec or tiny_spec()
     folder.mkdir(parents=True, exist_ok=True)
     onnx_path = folder / "policy.onnx"
     write_graph(onnx_path, spec, **graph)
-    content = onnx_path.read_bytes()
+    files = [onnx_path]
+    if notes is not None:
+        files.append(folder / "notes.txt")
+        files[-1].write_bytes(notes)
     manifest = ReleaseManifest(
         version=version,
         round=version,
         base_digest="0" * 64,
         spec=spec.to_json(),
         normalizer={},
-        files={
-            "policy.onnx": FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-        },
+        files={path.name: _entry(path.read_bytes()) for path in files},
         golden=tuple(_golden(spec, np.float32(index)) for index in range(golden)),
         tolerance=1e-3,
         evaluation={},
@@ -150,6 +154,17 @@ def write_policy(
     )
     (folder / "manifest.json").write_bytes(manifest.canonical_bytes())
     return folder
+
+
+def install_policy(store: PolicyStore, version: int = 1, **policy: Any) -> Path:
+    """`write_policy` beside the store, then `install`."""
+    return store.install(write_policy(beside(store), version=version, **policy), version)
+
+
+def beside(store: PolicyStore) -> Path:
+    """A new folder on the store's file system."""
+    store.folder.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=store.folder.parent))
 
 
 def change_manifest(folder: Path, **changes: Any) -> None:
@@ -182,6 +197,10 @@ state_dir = "{folder / "state"}"
 """
     )
     return path
+
+
+def _entry(content: bytes) -> FileEntry:
+    return FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
 def _golden(spec: PolicySpec, value: np.float32) -> Golden:

@@ -23,7 +23,7 @@ from agent_site import (
     wait_for,
     wait_ready,
 )
-from tiny_policy import write_policy
+from tiny_policy import install_policy
 
 from agent.client import AgentClient
 from agent.errors import RequestFailed
@@ -41,9 +41,7 @@ def robot(calibrated: tuple[Site, Person]) -> Iterator[Robot]:
     policies = site.state_dir / "policies"
     shutil.rmtree(policies, ignore_errors=True)
     store = PolicyStore(policies)
-    staged = store.stage()
-    write_policy(staged)
-    store.install(staged, 1)
+    install_policy(store)
     store.activate(1)
     try:
         with site.start_agent("control,inference") as client:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_policy import STEP, tiny_spec, write_config, write_policy
+from tiny_policy import STEP, beside, install_policy, tiny_spec, write_config, write_policy
 
 from agent.config import load_config
 from agent.control.observation import Observation, SourceAction
@@ -121,9 +121,7 @@ def robot(tmp_path: Path) -> Iterator[Robot]:
 
 
 def arm(robot: Robot, **graph: int) -> None:
-    staged = robot.store.stage()
-    write_policy(staged, version=1, **graph)
-    robot.store.install(staged, 1)
+    install_policy(robot.store, **graph)
     robot.store.activate(1)
     robot.source.load(robot.store.resolve("active"), 20.0)
 
@@ -202,7 +200,7 @@ def test_a_policy_that_hangs_inside_the_runtime_does_not_stop_the_loop(robot: Ro
 
 
 def test_a_real_act_goes_from_export_through_qualification_to_the_loop(robot: Robot) -> None:
-    staged = robot.store.stage()
+    staged = beside(robot.store)
     spec = tiny_spec(chunk_size=30)
     write_act(staged, spec)
     verdict = qualify(staged, robot.config_path)

@@ -10,17 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_policy import change_manifest, write_policy
+from tiny_policy import beside, change_manifest, install_policy, write_policy
 
-from agent.policies.compatibility import read_policy_folder
 from agent.policies.errors import NoSuchPolicy, PolicyRefused, StoreDamaged
+from agent.policies.folder import read_policy_folder
 from agent.policies.store import PolicyStore
-
-
-def install(store: PolicyStore, version: int, **graph: object) -> Path:
-    staged = store.stage()
-    write_policy(staged, version=version, **graph)  # type: ignore[arg-type]
-    return store.install(staged, version)
 
 
 @pytest.fixture
@@ -42,7 +36,7 @@ def test_an_empty_store_has_nothing_and_says_so(store: PolicyStore) -> None:
 
 
 def test_active_local_and_versions_are_resolved(store: PolicyStore) -> None:
-    one, two = install(store, 1), install(store, 2)
+    one, two = install_policy(store, 1), install_policy(store, 2)
     local = write_policy(store.folder / "local", version=0)
     store.activate(1)
     assert store.resolve("active") == one
@@ -52,8 +46,8 @@ def test_active_local_and_versions_are_resolved(store: PolicyStore) -> None:
 
 
 def test_activating_again_keeps_the_way_back(store: PolicyStore) -> None:
-    install(store, 1)
-    install(store, 2)
+    install_policy(store, 1)
+    install_policy(store, 2)
     store.activate(1)
     store.activate(2)
     store.activate(2)
@@ -61,8 +55,8 @@ def test_activating_again_keeps_the_way_back(store: PolicyStore) -> None:
 
 
 def test_rolling_back_goes_one_step_and_not_in_circles(store: PolicyStore) -> None:
-    install(store, 1)
-    install(store, 2)
+    install_policy(store, 1)
+    install_policy(store, 2)
     store.activate(1)
     store.activate(2)
     assert store.roll_back() == "1"
@@ -73,25 +67,24 @@ def test_rolling_back_goes_one_step_and_not_in_circles(store: PolicyStore) -> No
 
 @pytest.mark.parametrize("name", ["../1", "1/../2", "", ".incoming-x", "a" * 65, "active"])
 def test_a_name_never_leads_out_of_the_folder(store: PolicyStore, name: str) -> None:
-    install(store, 1)
+    install_policy(store, 1)
     with pytest.raises(NoSuchPolicy):
         store.activate(name)
 
 
 def test_a_wrong_digest_is_not_installed(store: PolicyStore) -> None:
-    staged = store.stage()
+    staged = beside(store)
     write_policy(staged, version=1)
     onnx = staged / "policy.onnx"
     onnx.write_bytes(onnx.read_bytes()[:-1] + b"\x00")
     with pytest.raises(PolicyRefused, match=r"policy\.onnx has SHA-256 .* download it again"):
         store.install(staged, 1)
     assert store.versions() == []
-    store.discard(staged)
-    assert list(store.folder.iterdir()) == []
+    assert not store.folder.exists()
 
 
 def test_a_file_cut_short_is_named_with_both_sizes(store: PolicyStore) -> None:
-    staged = store.stage()
+    staged = beside(store)
     write_policy(staged, version=1)
     onnx = staged / "policy.onnx"
     onnx.write_bytes(onnx.read_bytes()[:-1])
@@ -100,26 +93,26 @@ def test_a_file_cut_short_is_named_with_both_sizes(store: PolicyStore) -> None:
 
 
 def test_a_manifest_of_another_version_is_not_installed(store: PolicyStore) -> None:
-    staged = store.stage()
+    staged = beside(store)
     write_policy(staged, version=7)
     with pytest.raises(PolicyRefused, match="of version 7, announced was 8"):
         store.install(staged, 8)
 
 
 def test_a_version_is_never_replaced_by_another_of_that_number(store: PolicyStore) -> None:
-    path = install(store, 1)
+    path = install_policy(store, 1)
     before = read_policy_folder(path).onnx_digest
     with pytest.raises(PolicyRefused, match="already installed as version 1"):
-        install(store, 1, multiplications=1)
+        install_policy(store, 1, multiplications=1)
     assert read_policy_folder(path).onnx_digest == before
-    assert install(store, 1) == path  # the same one again is no error
+    assert install_policy(store, 1) == path  # the same one again is no error
 
 
 def test_a_policy_damaged_on_disk_is_neither_activated_nor_rolled_back_to(
     store: PolicyStore,
 ) -> None:
     for version in (1, 2):
-        install(store, version)
+        install_policy(store, version)
         store.activate(version)
     change_manifest(store.folder / "1", files={})
     with pytest.raises(PolicyRefused, match=r"names no policy\.onnx"):
@@ -131,7 +124,7 @@ def test_a_policy_damaged_on_disk_is_neither_activated_nor_rolled_back_to(
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"active": 3, "previous": null}', "{}"])
 def test_a_damaged_choice_is_one_clear_line(store: PolicyStore, content: str) -> None:
-    install(store, 1)
+    install_policy(store, 1)
     (store.folder / "active.json").write_text(content)
     with pytest.raises(StoreDamaged, match=r"active\.json .*delete it"):
         store.resolve("active")
@@ -141,20 +134,13 @@ def test_pruning_keeps_the_newest_the_active_the_previous_and_the_local(
     store: PolicyStore,
 ) -> None:
     for version in range(1, 7):
-        install(store, version)
+        install_policy(store, version)
     write_policy(store.folder / "local", version=0)
     store.activate(1)
     store.activate(3)
     assert store.prune(keep=2) == ["2", "4"]
     assert store.versions() == [1, 3, 5, 6]
     assert store.resolve("local").is_dir()
-
-
-def test_only_staged_folders_are_discarded(store: PolicyStore) -> None:
-    path = install(store, 1)
-    with pytest.raises(ValueError, match="not a staged folder"):
-        store.discard(path)
-    assert path.is_dir()
 
 
 class Killer:
@@ -200,11 +186,11 @@ def test_killed_between_any_two_steps_the_store_is_the_old_one_or_the_new_one(
     while True:
         store = PolicyStore(tmp_path / f"{operation}-{deaths}")
         for version in (1, 2, 4):
-            install(store, version)
+            install_policy(store, version)
         store.activate(1)
         if operation == "roll_back":
             store.activate(2)
-        staged = store.stage()
+        staged = beside(store)
         write_policy(staged, version=3)
         argument = {"install": (str(staged),), "activate": (2,), "prune": (1,)}.get(operation, ())
         before = (store.active(), store.previous())
@@ -227,8 +213,8 @@ def test_killed_between_any_two_steps_the_store_is_the_old_one_or_the_new_one(
 
 
 def test_a_reader_sees_the_old_choice_or_the_new_one_while_it_changes(store: PolicyStore) -> None:
-    install(store, 1)
-    install(store, 2)
+    install_policy(store, 1)
+    install_policy(store, 2)
     store.activate(1)
 
     def change() -> None:

@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import ipaddress
 import json
+import os
 import socket
 import ssl
 import threading
@@ -19,13 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from counted_hashes import count_hashes
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tiny_policy import tiny_spec, write_config, write_policy
 
+from agent.config import load_config
+from agent.inference.process import PolicyServer
+from agent.inference.wire import InferenceMessage
 from agent.policies import updater
-from agent.policies.qualification import Qualification
+from agent.policies.compatibility import RobotSignature
+from agent.policies.folder import read_record
+from agent.policies.graph import blank_observation
+from agent.policies.qualification import Qualification, examine
 from agent.policies.store import PolicyStore
 from agent.policies.updater import (
     DownloadInterrupted,
@@ -133,6 +142,13 @@ class Site:
         )  # fmt: skip
         self.server.files = {"policy.onnx": ONNX, "manifest.json": manifest.canonical_bytes()}
         self.notice = notice(version, manifest.digest())
+        return self.notice
+
+    def serve(self, folder: Path) -> ReleaseNotice:
+        """A policy's folder as it is."""
+        self.server.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        digest = hashlib.sha256(self.server.files["manifest.json"]).hexdigest()
+        self.notice = notice(1, digest)
         return self.notice
 
     def fetch(self) -> Path:
@@ -245,10 +261,10 @@ def test_a_file_longer_than_its_manifest_says_does_not_fill_the_disk(site: Site)
     site.server.files["policy.onnx"] = b"\1" * (20 * len(ONNX))
     sizes: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(updater, "_sha256", lambda path: sizes.append(path.stat().st_size))
+        patch.setattr(os, "fsync", lambda file: sizes.append(os.fstat(file).st_size))
         with pytest.raises(ReleaseRefused):
             site.fetch()
-    assert max(sizes) <= len(ONNX)
+    assert len(ONNX) - updater.CHUNK_BYTES <= max(sizes) <= len(ONNX)
 
 
 def test_an_interrupted_download_is_resumed_where_it_stopped(site: Site) -> None:
@@ -261,6 +277,34 @@ def test_an_interrupted_download_is_resumed_where_it_stopped(site: Site) -> None
     assert 0 < have <= 300_000
     assert (site.fetch() / "policy.onnx").read_bytes() == ONNX
     assert site.server.requests[-1] == ("policy.onnx", f"bytes={have}-")
+
+
+def test_a_resumed_file_is_hashed_once_over_the_whole(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.server.cut["policy.onnx"] = 300_000
+    with pytest.raises(DownloadInterrupted):
+        site.fetch()
+    sizes = count_hashes(monkeypatch)
+    folder = site.fetch()
+    assert sizes == [len(ONNX)]
+    assert list(read_record(folder)) == ["policy.onnx"]
+
+
+def test_a_file_that_came_whole_is_neither_fetched_nor_hashed_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.serve(write_policy(site.folder / "made", notes=b"two files"))
+    late = site.server.files.pop("policy.onnx")
+    with pytest.raises(DownloadInterrupted):
+        site.fetch()
+    site.server.files["policy.onnx"] = late
+    sizes = count_hashes(monkeypatch)
+    site.server.requests.clear()
+    folder = site.fetch()
+    assert [name for name, _ in site.server.requests] == ["manifest.json", "policy.onnx"]
+    assert sizes == [len(late)]
+    assert list(read_record(folder)) == ["notes.txt", "policy.onnx"]
 
 
 def test_a_server_without_ranges_makes_it_begin_again(site: Site) -> None:
@@ -341,6 +385,28 @@ def test_a_release_that_qualifies_becomes_the_active_policy(
     assert watched.end().ok
     assert site.store.active() == "1"
     assert not list(site.downloads.iterdir())
+
+
+def test_from_download_to_first_inference_each_file_is_hashed_once(
+    site: Site, watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = write_policy(tmp_path / "made", notes=b"a second file of the release")
+    site.serve(made)
+    robot = RobotSignature.of(load_config(write_config(tmp_path)))
+    # The trial runs here, not in its child, so that its hashes are counted.
+    monkeypatch.setattr(updater, "qualify", lambda folder, config: examine(folder, robot))
+    sizes = count_hashes(monkeypatch)
+    watched.worker.offer(site.notice)
+    assert watched.end().ok
+    server = PolicyServer(robot, 1)
+    load = InferenceMessage(
+        {"kind": "load", "command": 1, "dir": str(site.store.resolve("active"))}
+    )
+    ((loaded, _),) = server.answer([load])
+    asked = {"kind": "infer", "id": 1, "digest": loaded["digest"]}
+    ((reply, arrays),) = server.answer([InferenceMessage(asked, blank_observation(tiny_spec()))])
+    assert reply["kind"] == "chunk" and arrays["action"].shape == (20, 6)
+    assert sizes == [(made / name).stat().st_size for name in ("notes.txt", "policy.onnx")]
 
 
 def test_a_release_with_a_wrong_digest_never_becomes_active(

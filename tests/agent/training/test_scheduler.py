@@ -11,7 +11,7 @@ from written_episodes import configured, write_episode
 
 from agent.config import AgentConfig
 from agent.dataset.ingest import Ingest
-from agent.policies.compatibility import read_policy_folder
+from agent.policies.folder import read_policy_folder
 from agent.training.exchange import TrainingExchange, WorkOrder
 from agent.training.scheduler import TrainingScheduler
 from policy.batches import open_batches

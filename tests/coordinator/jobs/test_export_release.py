@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counted_hashes import count_hashes
 from synthetic_pick import frames_of, normalizer_of, tiny_spec
 
 from coordinator.errors import ExportFailed
@@ -101,24 +102,11 @@ def test_a_graph_that_computes_something_else_is_not_released(
     assert not (tmp_path / "release" / MANIFEST_NAME).exists()
 
 
-def test_the_graph_is_hashed_once_and_from_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hashed: list[int] = []
-    sha256 = hashlib.sha256
-
-    def counted(content: bytes = b"", **options: bool) -> Any:
-        hashed.append(len(content))
-        return sha256(content, **options)
-
-    def refused(*_: Any) -> None:
-        raise AssertionError("a file is hashed")
-
+def test_the_graph_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request(tmp_path)
-    monkeypatch.setattr(hashlib, "sha256", counted)
-    monkeypatch.setattr(hashlib, "file_digest", refused)
+    sizes = count_hashes(monkeypatch)
     export(asked)
-    assert hashed.count((Path(asked["folder"]) / POLICY_NAME).stat().st_size) == 1
+    assert sizes.count((Path(asked["folder"]) / POLICY_NAME).stat().st_size) == 1
 
 
 def test_the_job_ends_with_one_line_when_it_cannot_export(
