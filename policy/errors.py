@@ -27,6 +27,10 @@ class BadObservation(PolicyError, ValueError):
     """An observation with a missing input or a wrong shape."""
 
 
+class InferenceFailed(PolicyError, RuntimeError):
+    """The runtime could not compute a loaded policy's actions."""
+
+
 class BadDataset(PolicyError, ValueError):
     """A dataset that cannot be read, or that lacks a feature that the policy needs."""
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import torch
 from host.files import write_durable
 from policy.build import IMAGE_MEAN, IMAGE_STD, build_processors, read_weights
 from policy.errors import ParityFailed
-from policy.session import METADATA_KEY, OnnxPolicy
+from policy.session import METADATA_KEY, OnnxPolicy, blank_observation, input_shapes
 from policy.spec import ACTION, PolicySpec
 from policy.statistics import Normalizer
 from policy.weights import Array, weights_digest
@@ -110,10 +111,9 @@ def onnx_bytes(
     normalizer.require(spec.vectors)
     graph = _Deployed(policy, spec, normalizer).eval()
     # Two rows: an example of one row would be folded into the graph as a constant.
-    names = input_names(spec)
-    examples = tuple(
-        torch.from_numpy(np.repeat(value, 2, axis=0)) for value in _zeros(spec).values()
-    )
+    blank = blank_observation(spec)
+    names = list(blank)
+    examples = tuple(torch.from_numpy(np.stack([value, value])) for value in blank.values())
     buffer = io.BytesIO()
     with _evaluating(policy), torch.no_grad(), _quiet():
         torch.onnx.export(
@@ -152,7 +152,7 @@ def lerobot_chunks(
     with _evaluating(policy), torch.no_grad():
         for observation in observations:
             raw = {}
-            for name in input_names(spec):
+            for name in input_shapes(spec):
                 value = torch.from_numpy(np.ascontiguousarray(observation[name])).unsqueeze(0)
                 if name in cameras:
                     value = value.movedim(-1, -3).to(torch.float32) / 255.0
@@ -202,19 +202,13 @@ def golden_observations(
     return observations
 
 
-def input_names(spec: PolicySpec) -> list[str]:
-    """Names of the graph's inputs, in order."""
-    vectors = [name for name in spec.vectors if name != ACTION]
-    return vectors + [camera.key for camera in spec.cameras]
-
-
 class _Deployed(torch.nn.Module):
     """Normalise, run ACT, bring the actions back to raw units."""
 
     def __init__(self, policy: torch.nn.Module, spec: PolicySpec, normalizer: Normalizer) -> None:
         super().__init__()
         self._act = policy.model
-        self._names = input_names(spec)
+        self._names = list(input_shapes(spec))
         self._cameras = {camera.key for camera in spec.cameras}
         self._means: list[torch.Tensor] = []
         self._stds: list[torch.Tensor] = []
@@ -244,19 +238,8 @@ class _Deployed(torch.nn.Module):
         return actions * self._action_std + self._action_mean
 
 
-def _zeros(spec: PolicySpec) -> dict[str, Array]:
-    values: dict[str, Array] = {
-        name: np.zeros((1, len(names)), np.float32)
-        for name, names in spec.vectors.items()
-        if name != ACTION
-    }
-    for camera in spec.cameras:
-        values[camera.key] = np.zeros((1, camera.height, camera.width, 3), np.uint8)
-    return values
-
-
 def _golden_count(spec: PolicySpec) -> int:
-    values = sum(value.size for value in _zeros(spec).values())
+    values = sum(math.prod(shape) for shape in input_shapes(spec).values())
     return max(1, min(_MAX_GOLDEN, _MAX_GOLDEN_VALUES // values))
 
 

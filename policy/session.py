@@ -12,7 +12,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from policy.errors import BadModelFile, BadObservation
+from policy.errors import BadModelFile, BadObservation, InferenceFailed
+from policy.spec import ACTION, PolicySpec
 
 type Array = NDArray[Any]
 
@@ -22,7 +23,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(uint8)": np.dtype(np.uint8),
 }
 
-_REFUSALS = (
+# What loading or running a graph raises; pybind11 gives it no common base of its own.
+_RUNTIME_ERRORS = (
+    ort_errors.EPFail,
     ort_errors.Fail,
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
@@ -30,6 +33,8 @@ _REFUSALS = (
     ort_errors.NoModel,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    MemoryError,
+    ValueError,
 )
 
 
@@ -43,7 +48,7 @@ class OnnxPolicy:
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
-        path = Path(path)
+        self._path = path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such policy file")
         options = onnxruntime.SessionOptions()
@@ -56,7 +61,7 @@ class OnnxPolicy:
             self._session = onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
-        except _REFUSALS as error:
+        except _RUNTIME_ERRORS as error:
             raise BadModelFile(f"{path}: onnxruntime refuses it ({error})") from error
         self.metadata = _read_metadata(path, self._session)
         self.inputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
@@ -71,17 +76,66 @@ class OnnxPolicy:
         self.chunk_size = int(outputs["action"][1])
         self.action_size = int(outputs["action"][2])
 
+    def require(self, spec: PolicySpec) -> None:
+        """Raise BadModelFile unless inputs and output are the spec's."""
+        found = {name: shape[1:] for name, (_, shape) in self.inputs.items()}
+        if found != input_shapes(spec):
+            raise BadModelFile(
+                f"{self._path} takes {_listed(found)}, "
+                f"its manifest says {_listed(input_shapes(spec))}"
+            )
+        shape = [self.chunk_size, self.action_size]
+        told = [spec.chunk_size, len(spec.action_names)]
+        if shape != told:
+            raise BadModelFile(f"{self._path} gives actions {shape}, its manifest says {told}")
+
     def infer(self, observation: Mapping[str, Array]) -> Array:
         """Chunk of actions, float32 [C, A] in raw units. Entries that are no input are ignored.
 
-        Raises BadObservation: an input is missing, or has a wrong shape or kind of numbers.
+        Raises BadObservation: an input is missing, or has a wrong shape or kind of numbers;
+        InferenceFailed.
         """
         feed = {
             name: _as_input(name, observation, dtype, shape)
             for name, (dtype, shape) in self.inputs.items()
         }
-        (action,) = self._session.run(["action"], feed)
+        try:
+            (action,) = self._session.run(["action"], feed)
+        except _RUNTIME_ERRORS as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InferenceFailed(f"the policy cannot be run: {reason}") from error
         return np.asarray(action[0], dtype=np.float32)
+
+
+def input_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
+    """The graph's inputs in order, without their leading axis: [S], [E] (if any), [H, W, 3]."""
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (len(names),) for name, names in spec.vectors.items() if name != ACTION
+    }
+    return shapes | {camera.key: (camera.height, camera.width, 3) for camera in spec.cameras}
+
+
+def as_observation(spec: PolicySpec, values: Mapping[str, Any]) -> dict[str, Array]:
+    """Nested lists as the arrays that the graph takes. Raises BadObservation: they are ragged."""
+    cameras = {camera.key for camera in spec.cameras}
+    try:
+        return {
+            name: np.asarray(value, dtype=np.uint8 if name in cameras else np.float32)
+            for name, value in values.items()
+        }
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadObservation(f"an observation is not made of numbers: {error}") from error
+
+
+def blank_observation(spec: PolicySpec) -> dict[str, Array]:
+    """An observation of zeros, to warm a graph up with."""
+    return as_observation(
+        spec, {name: np.zeros(shape) for name, shape in input_shapes(spec).items()}
+    )
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
 
 
 def _as_input(

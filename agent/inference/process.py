@@ -26,15 +26,10 @@ from agent.inference.wire import Array, InferenceMessage
 from agent.policies.compatibility import RobotSignature, incompatibilities
 from agent.policies.errors import PolicyRefused
 from agent.policies.folder import PolicyFolder, read_policy_folder
-from agent.policies.graph import (
-    INFERENCE_ERRORS,
-    blank_observation,
-    load_graph,
-    measure_latency_ms,
-    percentile,
-)
+from agent.policies.graph import load_graph, measure_latency_ms, percentile
 from host.logs import set_up_logging
-from policy.session import OnnxPolicy
+from policy.errors import PolicyError
+from policy.session import OnnxPolicy, blank_observation
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +39,7 @@ _STATUS_PERIOD_S = 1.0
 _WARM_UP_RUNS = 20
 _WARM_UP_S = 2.0
 
-_POLICY_ERRORS: tuple[type[Exception], ...] = (PolicyRefused, *INFERENCE_ERRORS)
+_POLICY_ERRORS = (PolicyRefused, PolicyError)
 
 Reply = tuple[dict[str, Any], dict[str, Array]]
 

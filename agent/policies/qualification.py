@@ -28,6 +28,7 @@ from agent.policies.compatibility import RobotSignature, incompatibilities
 from agent.policies.errors import PolicyRefused
 from agent.policies.folder import PolicyFolder, read_policy_folder
 from host.children import exit_words, module_command
+from policy.errors import PolicyError
 
 log = logging.getLogger(__name__)
 
@@ -112,15 +113,9 @@ def examine(
 
 def _try_out(folder: PolicyFolder, threads: int) -> Qualification:
     # ONNX Runtime is loaded here, so that the parent, which only starts a child, stays small.
-    from agent.policies.graph import (
-        INFERENCE_ERRORS,
-        golden_inputs,
-        load_graph,
-        measure_latency_ms,
-        percentile,
-    )
+    from agent.policies.graph import load_graph, measure_latency_ms, percentile
+    from policy.session import as_observation
 
-    errors: tuple[type[Exception], ...] = (PolicyRefused, *INFERENCE_ERRORS)
     manifest, spec = folder.manifest, folder.spec
     wanted = (spec.chunk_size, len(spec.action_names))
     worst = 0.0
@@ -130,17 +125,17 @@ def _try_out(folder: PolicyFolder, threads: int) -> Qualification:
         policy = load_graph(folder, threads)
         for index, golden in enumerate(manifest.golden):
             expected = np.asarray(golden.action, dtype=np.float32)
-            got = policy.infer(golden_inputs(spec, golden))
+            got = policy.infer(as_observation(spec, golden.observation))
             if got.shape != wanted or expected.shape != wanted:
                 reasons.append(f"golden {index}: actions {list(got.shape)}, wanted {list(wanted)}")
             elif not (np.isfinite(got).all() and np.isfinite(expected).all()):
                 reasons.append(f"golden {index}: an action is not finite")
             else:
                 worst = max(worst, float(np.abs(got - expected).max()))
-        sample = golden_inputs(spec, manifest.golden[0])
+        sample = as_observation(spec, manifest.golden[0].observation)
         times = measure_latency_ms(policy, sample, runs=_LATENCY_RUNS, within_s=_LATENCY_S)
         latency_ms = percentile(times, 99)
-    except errors as error:
+    except (PolicyRefused, PolicyError, ValueError) as error:  # ValueError: a ragged golden action
         reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
         return Qualification(ok=False, version=manifest.version, reasons=tuple(reasons))
     if not worst <= manifest.tolerance:

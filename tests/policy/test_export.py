@@ -17,10 +17,9 @@ from policy.export import (
     check_parity,
     export_policy,
     golden_observations,
-    input_names,
     lerobot_chunks,
 )
-from policy.session import OnnxPolicy
+from policy.session import OnnxPolicy, input_shapes
 from policy.spec import ENVIRONMENT, STATE, CameraSpec, PolicySpec
 from policy.statistics import Normalizer
 from policy.weights import weights_digest
@@ -64,7 +63,7 @@ def test_the_file_computes_what_lerobots_own_pipeline_computes(
     }
     assert session.chunk_size == spec.chunk_size
     assert session.action_size == 6
-    assert list(session.inputs) == input_names(spec)
+    assert list(session.inputs) == list(input_shapes(spec))
     assert session.infer(observations[0]).shape == (spec.chunk_size, 6)
 
 
@@ -74,7 +73,7 @@ def test_a_batch_of_any_size_is_computed_row_by_row(tmp_path: Path) -> None:
     export_policy(policy, spec, normalizer, path)
     observations = golden_observations(spec, normalizer, 5)
     raw = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    stacked = {name: np.stack([o[name] for o in observations]) for name in input_names(spec)}
+    stacked = {name: np.stack([o[name] for o in observations]) for name in list(input_shapes(spec))}
     (together,) = raw.run(["action"], stacked)
     one_by_one = np.stack([OnnxPolicy(path).infer(observation) for observation in observations])
     np.testing.assert_allclose(together, one_by_one, atol=1e-3)

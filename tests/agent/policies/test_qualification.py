@@ -68,6 +68,18 @@ def test_a_golden_action_that_is_no_number_disqualifies(
     assert Qualification.from_json(verdict.to_json()) == verdict
 
 
+@pytest.mark.parametrize("part", ["action", "observation"])
+def test_a_ragged_golden_disqualifies(tmp_path: Path, robot: RobotSignature, part: str) -> None:
+    folder = write_policy(tmp_path / "1")
+    golden = json.loads((folder / "manifest.json").read_bytes())["golden"]
+    if part == "action":
+        golden[1]["action"][3].pop()
+    else:
+        golden[1]["observation"]["observation.state"] = [0.0, [1.0], 2.0]
+    change_manifest(folder, golden=golden)
+    assert reason(examine(folder, robot))
+
+
 def test_a_policy_whose_actions_are_not_finite_is_disqualified(
     tmp_path: Path, robot: RobotSignature
 ) -> None:

@@ -33,7 +33,6 @@ from agent.inference.wire import InferenceMessage
 from agent.policies import updater
 from agent.policies.compatibility import RobotSignature
 from agent.policies.folder import read_record
-from agent.policies.graph import blank_observation
 from agent.policies.qualification import Qualification, examine
 from agent.policies.store import PolicyStore
 from agent.policies.updater import (
@@ -44,6 +43,7 @@ from agent.policies.updater import (
     https_client,
 )
 from host.files import write_durable
+from policy.session import blank_observation
 from policy.spec import PolicySpec
 from protocol.bundle import Bundle, load_bundle
 from protocol.manifest import FileEntry, Golden, ReleaseManifest
