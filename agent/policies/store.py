@@ -100,10 +100,6 @@ class PolicyStore:
         """Return the active version's name, None when none was ever activated."""
         return self._choice()[0]
 
-    def previous(self) -> str | None:
-        """Return the name of the version that `roll_back` would return to."""
-        return self._choice()[1]
-
     def versions(self) -> list[int]:
         """Return the installed release versions, oldest first (without `local`)."""
         if not self.folder.is_dir():
