@@ -82,6 +82,17 @@ def read_policy_folder(path: Path, *, hash_all: bool = False) -> PolicyFolder:
     A file that the record knows is not hashed, unless `hash_all`. Nothing is written. Raises
     PolicyRefused with one line that names the file.
     """
+    manifest, spec = read_manifest(path)
+    record = {} if hash_all else read_record(path)
+    verified = {
+        name: _check_file(path / name, entry, record.get(name))
+        for name, entry in manifest.files.items()
+    }
+    return PolicyFolder(path, manifest, spec, verified)
+
+
+def read_manifest(path: Path) -> tuple[ReleaseManifest, PolicySpec]:
+    """Read the folder's manifest alone. Raises PolicyRefused."""
     try:
         with (path / MANIFEST_NAME).open("rb") as stream:
             content = stream.read(MAX_MANIFEST_BYTES + 1)
@@ -93,12 +104,7 @@ def read_policy_folder(path: Path, *, hash_all: bool = False) -> PolicyFolder:
         raise PolicyRefused(f"{path}: {error}") from error
     if POLICY_NAME not in manifest.files:
         raise PolicyRefused(f"{path}: {MANIFEST_NAME} names no {POLICY_NAME}")
-    record = {} if hash_all else read_record(path)
-    verified = {
-        name: _check_file(path / name, entry, record.get(name))
-        for name, entry in manifest.files.items()
-    }
-    return PolicyFolder(path, manifest, spec, verified)
+    return manifest, spec
 
 
 def verify_policy_folder(path: Path) -> PolicyFolder:

@@ -15,14 +15,17 @@ the new, and what is half done has a name that is never read. Federation writes;
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from agent.policies.errors import NoSuchPolicy, PolicyRefused, StoreDamaged
-from agent.policies.folder import read_policy_folder, verify_policy_folder
+from agent.policies.folder import read_manifest, read_policy_folder, verify_policy_folder
 from host.files import sync_folder, sync_tree, write_durable
+
+log = logging.getLogger(__name__)
 
 ACTIVE = "active"
 LOCAL = "local"
@@ -42,9 +45,9 @@ class PolicyStore:
     def install(self, whole: Path, version: int | str) -> Path:
         """Check a whole folder and move it here as the version of that name; return its new path.
 
-        The folder lies on the store's file system. The same release installed twice is no error;
-        `local` replaces the one before. Raises PolicyRefused when a file does not match the
-        manifest, or another release already has that version; OSError.
+        The folder lies on the store's file system. The same release installed twice is no error,
+        and mends a damaged one; `local` replaces the one before. Raises PolicyRefused when a file
+        does not match the manifest, or another release already has that version; OSError.
         """
         name = _checked_name(version)
         release = verify_policy_folder(whole)
@@ -54,11 +57,15 @@ class PolicyStore:
             )
         target = self.folder / name
         if target.exists() and name != LOCAL:
-            present = read_policy_folder(target)
-            if present.manifest.digest() != release.manifest.digest():
+            if read_manifest(target)[0].digest() != release.manifest.digest():
                 raise PolicyRefused(f"another policy is already installed as version {name}")
-            shutil.rmtree(whole)
-            return target
+            try:
+                read_policy_folder(target, hash_all=True)
+            except PolicyRefused as damage:
+                log.warning("%s; it is replaced", damage)
+            else:
+                shutil.rmtree(whole)
+                return target
         whole.chmod(0o755)  # mkdtemp makes it private
         sync_tree(whole)
         self.folder.mkdir(parents=True, exist_ok=True)

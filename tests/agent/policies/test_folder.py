@@ -126,6 +126,17 @@ def test_a_forged_time_hides_it_from_a_load_and_the_doctor_finds_it(
     assert (store.folder / "1" / RECORD_NAME).read_bytes() == record, "the doctor moves nothing"
 
 
+def test_the_same_release_again_mends_a_damaged_one_whatever_its_time_says(
+    store: PolicyStore, installed: Path
+) -> None:
+    store.activate(1)
+    forge(installed / ONNX)
+    assert install_policy(store) == installed
+    read_policy_folder(installed, hash_all=True)
+    assert store.resolve("active") == installed
+    assert sorted(path.name for path in store.folder.iterdir()) == ["1", "active.json"]
+
+
 def test_the_doctor_names_a_damaged_choice_and_still_looks_at_the_policies(
     store: PolicyStore, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
