@@ -133,7 +133,7 @@ class _Arm:
         telemetry = self.bus.read_telemetry(SERVO_IDS)
         t_read_s = self._clock()
         rows = [telemetry[servo_id] for servo_id in SERVO_IDS]
-        raw = np.array([row.position for row in rows], np.int64)
+        raw = np.array([row.position for row in rows])
         return ArmReading(
             t_read_s=t_read_s,
             position=calibration.to_units(raw),
@@ -194,7 +194,7 @@ class Follower(_Arm):
         reading = self.read()
         # A joint a few ticks outside its range would be moved by the servo in any case.
         goal = np.clip(reading.raw, self.calibration.range_min, self.calibration.range_max)
-        wanted = dict(zip(SERVO_IDS, goal.tolist(), strict=True))
+        wanted = _by_servo(goal)
         self.bus.sync_write("Goal_Position", wanted)
         held = self.bus.sync_read("Goal_Position", SERVO_IDS)
         if stale := [servo_id for servo_id in SERVO_IDS if held[servo_id] != wanted[servo_id]]:
@@ -216,9 +216,13 @@ class Follower(_Arm):
             Unplugged: the port is gone.
         """
         raw = self.calibration.to_raw(position)
-        self.bus.sync_write("Goal_Position", dict(zip(SERVO_IDS, raw.tolist(), strict=True)))
+        self.bus.sync_write("Goal_Position", _by_servo(raw))
         return self.calibration.to_units(raw)
 
 
+def _by_servo(ticks: NDArray[np.int64]) -> dict[int, int]:
+    return dict(zip(SERVO_IDS, ticks.tolist(), strict=True))
+
+
 def _scaled(values: list[int], register: str) -> Vector:
-    return (np.array(values, np.float64) * REGISTERS[register].scale).astype(np.float32)
+    return (np.array(values) * REGISTERS[register].scale).astype(np.float32)

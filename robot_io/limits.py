@@ -67,8 +67,8 @@ class Limits:
         return cls(
             calibration.lower,
             calibration.upper,
-            np.broadcast_to(np.asarray(max_step, np.float32), (len(JOINTS),)),
-            np.broadcast_to(np.asarray(max_velocity, np.float32), (len(JOINTS),)),
+            np.broadcast_to(max_step, (len(JOINTS),)),
+            np.broadcast_to(max_velocity, (len(JOINTS),)),
         )
 
 
@@ -97,19 +97,18 @@ class SafetyFilter:
             ValueError: ``present`` is not six finite numbers, ``goal`` not six, ``dt_s`` below 0.
         """
         present = _vector(present, "present")
-        wanted = np.asarray(goal, np.float64)
+        wanted = np.asarray(goal)
         if wanted.shape != (len(JOINTS),):
             raise ValueError(f"a goal is {len(JOINTS)} joint units, got shape {wanted.shape}")
         if not dt_s >= 0:
             raise ValueError(f"dt_s is {dt_s}, it must not be below 0")
         last = present if self._last is None else self._last
-        flags = np.zeros(len(JOINTS), np.int64)
 
         finite = np.isfinite(wanted)
-        flags[~finite] |= Clip.NOT_FINITE
+        flags = np.where(finite, Clip.NONE, Clip.NOT_FINITE)
         sent = np.where(finite, wanted, last)
         sent = _clamp(sent, self.limits.lower, self.limits.upper, Clip.POSITION, flags)
-        reach = self.limits.max_velocity.astype(np.float64) * dt_s if dt_s > 0 else 0.0
+        reach = self.limits.max_velocity * dt_s if dt_s > 0 else 0.0
         sent = _clamp(sent, last - reach, last + reach, Clip.VELOCITY, flags)
         step = self.limits.max_step
         sent = _clamp(sent, present - step, present + step, Clip.STEP, flags)
@@ -155,12 +154,11 @@ class Ramp:
 
     def apply(self, goal: Vector, now_s: float) -> Vector:
         """The goal to pass on, float32 [6]."""
+        goal = np.asarray(goal, np.float32)
         if self._from is None or not self.active(now_s):
-            return np.asarray(goal, np.float32)
+            return goal
         weight = _smoothstep((now_s - self._began_s) / self.duration_s)
-        return (self._from + weight * (np.asarray(goal, np.float32) - self._from)).astype(
-            np.float32
-        )
+        return (self._from + weight * (goal - self._from)).astype(np.float32)
 
 
 class FirstMoveGuard:
@@ -183,8 +181,7 @@ class FirstMoveGuard:
         """One line that names the joints too far away, or None; once passed, always None."""
         if self._passed:
             return None
-        goal, present = np.asarray(goal, np.float32), _vector(present, "present")
-        distance = np.abs(goal - present)
+        distance = np.abs(goal - _vector(present, "present"))
         # Not "greater than", so that a goal that is no number is refused as well.
         far = ~(distance <= self._max_distance)
         if not far.any():
@@ -206,10 +203,10 @@ class ParkPlan:
     def __init__(self, present: Vector, rest: Vector, max_speed: ArrayLike) -> None:
         self.present = _vector(present, "present").copy()
         self.rest = _vector(rest, "rest").copy()
-        speed = np.broadcast_to(np.asarray(max_speed, np.float64), (len(JOINTS),))
+        speed = np.broadcast_to(max_speed, (len(JOINTS),))
         if not (speed > 0).all():
             raise ValueError("a park plan's max_speed must be above 0")
-        distance = np.abs(self.rest.astype(np.float64) - self.present)
+        distance = np.abs(self.rest - self.present)
         self.duration_s = float(np.max(_SMOOTHSTEP_PEAK * distance / speed))
 
     def goal(self, t_s: float) -> Vector:

@@ -47,10 +47,6 @@ class InstructionPacket:
     instruction: int
     params: bytes
 
-    def encode(self) -> bytes:
-        """The frame's bytes."""
-        return encode_frame(self.servo_id, self.instruction, self.params)
-
 
 @dataclass(frozen=True, slots=True)
 class StatusPacket:
@@ -99,16 +95,6 @@ def encode_read(servo_id: int, address: int, size: int) -> bytes:
 def encode_write(servo_id: int, address: int, data: bytes) -> bytes:
     """Write ``data`` from ``address`` on; answered unless sent to ``BROADCAST_ID``."""
     return encode_frame(servo_id, Instruction.WRITE, bytes((address,)) + data)
-
-
-def encode_reg_write(servo_id: int, address: int, data: bytes) -> bytes:
-    """A write that the servo keeps until ``encode_action``."""
-    return encode_frame(servo_id, Instruction.REG_WRITE, bytes((address,)) + data)
-
-
-def encode_action(servo_id: int = BROADCAST_ID) -> bytes:
-    """Carry out the pending ``encode_reg_write``."""
-    return encode_frame(servo_id, Instruction.ACTION)
 
 
 def encode_sync_read(address: int, size: int, servo_ids: Sequence[int]) -> bytes:
@@ -189,21 +175,16 @@ class PacketParser[PacketT: (InstructionPacket, StatusPacket)]:
             start = buffer.find(HEADER, at)
             if start < 0:
                 # A last FF may be the first half of the next header.
-                start = len(buffer) - 1 if buffer.endswith(b"\xff") and len(buffer) > at else -1
-                if start < 0:
-                    start = len(buffer)
+                start = len(buffer) - int(buffer.endswith(b"\xff", at))
                 self.noise_bytes += start - at
                 at = start
                 break
             self.noise_bytes += start - at
             at = start
             if len(buffer) < at + 4:
-                # FF FF FF: the third FF is no id, so the header begins one later.
-                if len(buffer) == at + 3 and buffer[at + 2] == 0xFF:
-                    at += 1
-                    self.noise_bytes += 1
                 break
             length = buffer[at + 3]
+            # FF FF FF: the third FF is no id, so the header begins one later.
             if buffer[at + 2] == 0xFF or not 2 <= length <= self._max_length:
                 at += 1
                 self.noise_bytes += 1

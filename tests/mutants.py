@@ -3,7 +3,7 @@
 ``python tests/mutants.py [FILE ...]`` runs mutmut on the targets of ``mutants.toml`` and fails
 when a mutant survives that the list of equivalents does not name, or names in vain. To mutmut's
 operators it adds the removal of a statement that is only a call: a flush or a reset left out is
-the likeliest fault on a bus. It leaves out mutations of texts, since messages are not held word
+the likeliest fault on a bus. It also takes a bit from masks. It leaves out mutations of texts, since messages are not held word
 for word. Constants of a module and decorated functions are beyond mutmut.
 """
 
@@ -25,7 +25,11 @@ from mutmut import __main__ as mutmut
 from mutmut.configuration import config
 from mutmut.mutation import mutators
 from mutmut.mutation.data import SourceFileMutationData
-from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.mutation.diff_apply import (
+    read_mutant_function,
+    read_mutants_module,
+    read_original_function,
+)
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
@@ -36,22 +40,30 @@ WORKERS = 2
 
 
 class Change(NamedTuple):
-    """What one mutant changes, as ``mutants.toml`` names it: never by a number that moves."""
+    """What one mutant changes, as ``mutants.toml`` names it: by its text, not by a line number."""
 
     file: str
     function: str
     before: str
     after: str
+    nth: int = 1  # which line of the function that reads ``before``
 
     def __str__(self) -> str:
-        return f"{self.file} {self.function}\n    - {self.before}\n    + {self.after}"
+        where = f"{self.file} {self.function}" + (f" (line {self.nth})" if self.nth > 1 else "")
+        return f"{where}\n    - {self.before}\n    + {self.after}"
 
 
 def removed_call(statement: cst.SimpleStatementLine) -> Iterator[cst.SimpleStatementLine]:
-    """mutmut operator: a statement that is only a call becomes ``pass``."""
+    """mutmut operator: a call that stands as a statement, or is only counted, becomes ``pass``."""
     match statement.body:
-        case [cst.Expr(value=cst.Call())]:
+        case [cst.Expr(value=cst.Call()) | cst.AugAssign(value=cst.Call())]:
             yield statement.with_changes(body=[cst.Pass()])
+
+
+def narrower_mask(number: cst.Integer) -> Iterator[cst.Integer]:
+    """mutmut operator: a hexadecimal number loses one bit."""
+    if number.value.lower().startswith("0x") and number.evaluated_value > 1:
+        yield number.with_changes(value=hex(number.evaluated_value >> 1))
 
 
 def run_mutmut(file: str, tests: list[str]) -> None:
@@ -61,7 +73,7 @@ def run_mutmut(file: str, tests: list[str]) -> None:
         os.dup2(log.fileno(), 2)
     operators = mutators.mutation_operators
     operators[:] = [row for row in operators if row[1] is not mutators.operator_string]
-    operators.append((cst.SimpleStatementLine, removed_call))
+    operators += [(cst.SimpleStatementLine, removed_call), (cst.Integer, narrower_mask)]
     # The same examples each time, and no search for the smallest one.
     hypothesis.settings.register_profile(
         "mutants",
@@ -80,26 +92,46 @@ def results(file: str) -> tuple[int, list[Change]]:
     """How many mutants of ``file`` mutmut tried, and those that no test noticed."""
     data = SourceFileMutationData(path=file)
     data.load()
-    survived = []
-    for name, exit_code in data.exit_code_by_key.items():
-        if status_by_exit_code[exit_code] in ("survived", "no tests", "not checked"):
-            lines = get_diff_for_mutant(name, path=file).splitlines()[2:]
-            before, after = (
-                " ".join(line[1:].strip() for line in lines if line.startswith(sign))
-                for sign in "-+"
-            )
-            function, of_class = orig_function_and_class_names_from_key(name)
-            where = f"{of_class}.{function}" if of_class else function
-            survived.append(Change(file, where, before, after))
+    module = read_mutants_module(file)
+    survived = [
+        change_of(file, name, module)
+        for name, exit_code in data.exit_code_by_key.items()
+        if status_by_exit_code[exit_code] in ("survived", "no tests", "not checked")
+    ]
     return len(data.exit_code_by_key), survived
+
+
+def same_lines(one: list[str], other: list[str]) -> int:
+    """How many lines both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def change_of(file: str, name: str, module: cst.Module) -> Change:
+    """The change that mutmut knows as ``name``."""
+    whole, broken = (
+        [line.strip() for line in cst.Module([read(module, name)]).code.strip().splitlines()]
+        for read in (read_original_function, read_mutant_function)
+    )
+    first = same_lines(whole, broken)
+    rest = same_lines(whole[first:][::-1], broken[first:][::-1])
+    before, after = (lines[first : len(lines) - rest] for lines in (whole, broken))
+    function, of_class = orig_function_and_class_names_from_key(name)
+    return Change(
+        file,
+        f"{of_class}.{function}" if of_class else function,
+        " ".join(before),
+        " ".join(after),
+        whole[: first + 1].count(before[0]),
+    )
 
 
 def main(only: list[str]) -> int:
     """Run the targets, print the summary; the exit status."""
     listed = tomllib.loads(LIST.read_text())
     equivalent = {
-        Change(row["file"], row["function"], row["before"], row["after"])
-        for row in listed.get("equivalent", [])
+        Change(**{key: value for key, value in row.items() if key != "reason"})
+        for row in listed["equivalent"]
     }
     targets = {file: tests for file, tests in listed["targets"].items() if not only or file in only}
     unkilled: set[Change] = set()

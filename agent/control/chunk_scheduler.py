@@ -132,16 +132,9 @@ class ChunkScheduler:
         self.rules = rules
         self.chunk_size = chunk_size
         self.action_size = action_size
-        self.counts = Counts()
         self._latencies: deque[int] = deque(latencies_ticks, maxlen=_LATENCIES_KEPT)
         self._ids = itertools.count(1) if ids is None else ids
-        self._requests: dict[int, int] = {}  # request id -> observation tick
-        self._plan: _Plan | None = None
-        self._last: Actions | None = None  # what the arm was last told
-        self._asked_tick: int | None = None
-        self._answered = True
-        self._tick: int | None = None
-        self._held_since_s: float | None = None
+        self.begin()
 
     def begin(self) -> None:
         """Forget the previous episode. Request ids go on, so an old reply is never a new one's.
@@ -149,13 +142,13 @@ class ChunkScheduler:
         The first chunk is not blended with anything: leading the arm to it is the loop's ramp.
         """
         self.counts = Counts()
-        self._requests.clear()
-        self._plan = None
-        self._last = None
-        self._asked_tick = None
+        self._requests: dict[int, int] = {}  # request id -> observation tick
+        self._plan: _Plan | None = None
+        self._last: Actions | None = None  # what the arm was last told
+        self._asked_tick: int | None = None
         self._answered = True
-        self._tick = None
-        self._held_since_s = None
+        self._tick: int | None = None
+        self._held_since_s: float | None = None
 
     @property
     def latency_ticks(self) -> int:

@@ -62,7 +62,17 @@ def test_reading_is_in_joint_units(servos, follower):
     np.testing.assert_allclose(reading.voltage_v, 7.4)
     np.testing.assert_allclose(reading.temperature_c, 30.0)
     assert reading.errors[2] == ServoError.OVERLOAD
+    assert reading.load.dtype == np.float32
     assert len(servos.requests) == 1
+
+
+def test_reading_carries_the_time_of_its_answer(bus, calibration):
+    assert Follower(bus, calibration, clock=lambda: 42.0).read().t_read_s == 42.0
+
+
+def test_closing_the_arm_closes_its_port(follower):
+    follower.close()
+    assert not follower.bus.is_open
 
 
 def test_wrong_servo_count_names_the_servos_that_are_missing(servos, bus, calibration):
@@ -183,6 +193,26 @@ def test_torque_comes_only_after_the_goal_is_where_the_arm_is(servos, follower):
     position = follower.torque_on()
     assert energised_at == [0] * 6
     np.testing.assert_allclose(position, follower.read().position, atol=1e-5)
+
+
+def test_an_arm_outside_its_range_is_energised_at_the_end_of_the_range(servos, follower):
+    """A goal beyond its limits is one that the servo would correct in a jump of its own."""
+    servos.set(2, "Present_Position", 990)
+    servos.set(3, "Present_Position", 3010)
+    position = follower.torque_on()
+    held = follower.bus.sync_read("Goal_Position", IDS)
+    assert held == {1: 2001, 2: 1000, 3: 3000, 4: 2004, 5: 2005, 6: 2006}
+    assert follower.torque_states() == (True,) * 6
+    np.testing.assert_allclose(position, follower.calibration.to_units(np.array([*held.values()])))
+
+
+def test_a_refused_arm_is_released_though_it_was_energised_before(servos, follower):
+    for servo_id in IDS:
+        servos.set(servo_id, "Torque_Enable", 1)
+    servos.on_write = lambda *_: servos.set(5, "Goal_Position", 2900)
+    with pytest.raises(TorqueRefused, match="wrist_roll"):
+        follower.torque_on()
+    assert follower.torque_states() == (False,) * 6
 
 
 def test_torque_is_refused_when_a_servo_did_not_take_the_goal(servos, follower):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -21,7 +22,7 @@ from robot_io.errors import (
     Unplugged,
 )
 from robot_io.packet import Instruction, StatusPacket
-from robot_io.sts3215 import ServoError
+from robot_io.sts3215 import REGISTERS, ServoError
 
 IDS = (1, 2, 3, 4, 5, 6)
 
@@ -30,6 +31,20 @@ IDS = (1, 2, 3, 4, 5, 6)
 def bus(servos):
     with ServoBus(servos.port) as opened:
         yield opened
+
+
+class Clock:
+    """Real seconds, and those that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+def lost(_: bytes) -> bytes:
+    return b""
 
 
 def corrupt(frame: bytes) -> bytes:
@@ -62,6 +77,16 @@ def test_full_telemetry_of_six_servos_is_one_request(servos, bus):
     assert servos.requests[0].params[:2] == bytes((56, 15))
     assert read[2] == Telemetry(2, ServoError.NONE, 2002, -300, -555, 74, 30, True, -7)
     assert [read[i].position for i in IDS] == [2001, 2002, 2003, 2004, 2005, 2006]
+    servos.set(2, "Present_Position", -5)
+    assert bus.read_telemetry((2,))[2].position == -5
+
+
+def test_a_register_may_be_given_itself(servos, bus):
+    assert bus.read(1, REGISTERS["Present_Voltage"]) == 74
+
+
+def test_the_port_runs_at_the_servos_own_speed(servos, bus):
+    assert termios.tcgetattr(servos.slave)[4:6] == [termios.B1000000] * 2
 
 
 def test_error_bits_of_the_packet_and_of_the_status_register_are_both_kept(servos, bus):
@@ -75,6 +100,71 @@ def test_error_bits_of_the_packet_and_of_the_status_register_are_both_kept(servo
 
 
 # -- late answers ------------------------------------------------------------------------------
+
+
+def test_what_came_in_before_a_request_is_never_its_answer(servos, bus):
+    """A whole, correct answer of the right servo and length, which nobody asked for."""
+    stray = StatusPacket(1, 0, b"\x63").encode()
+    for times in (1, 2):
+        os.write(servos.master, stray)
+        time.sleep(0.02)
+        assert bus.read(1, "Present_Voltage") == 74
+        assert bus.stats.flushed_bytes == times * len(stray)
+    assert bus.stats.late_replies == 0
+
+
+def test_half_an_answer_is_not_joined_to_the_next_one(servos):
+    """Its length claims more than follows: kept, it would swallow the next answer."""
+    with ServoBus(servos.port, reply_timeout_s=0.03, retries=0) as bus:
+        servos.spoil = [lambda _: b"\xff\xff\x01\xf0"]
+        with pytest.raises(BusTimeout):
+            bus.read(1, "Present_Voltage")
+        assert bus.read(1, "Present_Voltage") == 74
+
+
+def test_the_time_on_the_wire_is_added_to_the_reply_timeout(servos):
+    """Six answers take 0.14 s at 9600 baud, far longer than a servo may take to begin."""
+    with ServoBus(servos.port, 9600, reply_timeout_s=0.01, retries=0) as bus:
+        servos.late_s = [0.08] * 6
+        assert len(bus.read_telemetry(IDS)) == 6
+
+
+def test_only_within_the_late_window_is_more_asked_for_than_needed(servos):
+    clock = Clock()
+    with ServoBus(servos.port, reply_timeout_s=0.01, retries=0, clock=clock) as bus:
+        servos.spoil = [lost]
+        with pytest.raises(BusTimeout):
+            bus.read(1, "Present_Voltage")
+        bus.read(1, "Present_Voltage")
+        clock.ahead_s = 0.5
+        bus.read(1, "Present_Voltage")
+        assert [request.params[1] for request in servos.requests] == [1, 2, 1]
+
+
+def test_longer_reads_stay_within_the_servos_table_and_then_wait_at_rest(servos):
+    """Three bytes before the table's end, only two lengths tell answers apart."""
+    end = max(register.end for register in REGISTERS.values())
+    with ServoBus(servos.port, reply_timeout_s=0.001, retries=0, late_window_s=0.4) as bus:
+        servos.mute = {1}
+        began_s, began_cpu_s = time.monotonic(), time.process_time()
+        for _ in range(3):
+            with pytest.raises(BusTimeout):
+                bus.read_bytes(1, end - 3, 2)
+        assert [request.params[1] for request in servos.requests] == [2, 3, 2]
+        assert 0.3 < time.monotonic() - began_s < 1.5
+        assert time.process_time() - began_cpu_s < 0.2
+
+
+def test_each_write_within_the_late_window_is_read_back_and_prolongs_it(servos):
+    """The acknowledgement of a write that was read back may be late as well."""
+    clock = Clock()
+    with ServoBus(servos.port, reply_timeout_s=0.02, retries=0, clock=clock) as bus:
+        servos.spoil = [lost]
+        with pytest.raises(BusTimeout, match="a write of Goal_Position"):
+            bus.write(1, "Goal_Position", 1111)
+        for clock.ahead_s, proved in ((0.35, 1), (0.7, 2), (2.0, 2)):
+            bus.write(1, "Goal_Position", 2222)
+            assert bus.stats.read_backs == proved
 
 
 def test_late_reply_is_never_taken_for_the_next_read(servos):
@@ -157,6 +247,27 @@ def test_late_acknowledgement_is_not_taken_for_a_ping(servos):
 # -- corrupt and missing answers ---------------------------------------------------------------
 
 
+def test_a_ping_without_an_answer_is_asked_again(servos, bus):
+    servos.spoil = [lost]
+    assert bus.ping(1) == ServoError.NONE
+    assert count(servos, Instruction.PING) == 2
+
+
+def test_every_event_is_counted_each_time(servos):
+    with ServoBus(servos.port, reply_timeout_s=0.01, retries=2) as bus:
+        servos.mute = {1}
+        with pytest.raises(BusTimeout):
+            bus.read(1, "Present_Voltage")
+        other = StatusPacket(2, 0, b"\x63").encode()
+        servos.spoil = [lambda frame: other + other + frame]
+        assert bus.read(3, "Present_Voltage") == 74
+        bus.sync_write("Goal_Position", {1: 2000})
+        bus.sync_write("Goal_Position", {1: 2000})
+        counts = bus.stats.as_dict()
+    named = ("requests", "retries", "timeouts", "late_replies", "bad_checksums", "read_backs")
+    assert [counts[name] for name in named] == [6, 2, 3, 2, 0, 0]
+
+
 def test_bad_checksum_is_counted_and_asked_again(servos, bus):
     servos.spoil = [None, None, corrupt]
     read = bus.read_telemetry(IDS)
@@ -200,6 +311,20 @@ def test_no_attempt_begins_after_the_budget(servos):
             bus.read(1, "Present_Voltage")
         assert time.monotonic() - began_s < 0.5
         assert 2 <= count(servos, Instruction.READ) <= 5
+
+
+def test_by_default_no_attempt_begins_when_an_eighth_of_a_second_has_passed(servos):
+    clock = Clock()
+
+    def slow(_: bytes) -> bytes:
+        clock.ahead_s += 0.13
+        return b""
+
+    with ServoBus(servos.port, clock=clock) as bus:
+        servos.spoil = [slow]
+        with pytest.raises(BusTimeout):
+            bus.read(1, "Present_Voltage")
+        assert count(servos, Instruction.READ) == 1
 
 
 def test_a_mute_servo_for_ever_never_exhausts_the_distinct_lengths(servos):
@@ -312,6 +437,27 @@ def test_unplug_during_the_wait_for_a_reply_ends_it_at_once(servos):
         with pytest.raises(Unplugged):
             bus.read(1, "Present_Voltage")
         assert time.monotonic() - began_s < 5
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda bus: bus.read(1, "Present_Voltage"),
+        lambda bus: bus.sync_write("Goal_Position", {1: 2000}),
+    ],
+)
+def test_a_port_that_takes_no_more_bytes_is_given_up(servos, bus, send):
+    servos.stop()
+    os.set_blocking(servos.slave, False)
+    for _ in range(3):  # the kernel makes a little room again after the first time
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(servos.slave, bytes(4096))
+        time.sleep(0.02)
+    began_s = time.monotonic()
+    with pytest.raises(Unplugged, match="takes no more bytes"):
+        send(bus)
+    assert 0.1 < time.monotonic() - began_s < 1.0
 
 
 def test_a_bus_never_opened_says_so(servos):

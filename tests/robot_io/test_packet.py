@@ -54,7 +54,7 @@ def test_one_flipped_bit_never_yields_the_frame_that_was_not_sent(
 def test_garbage_never_raises_and_every_byte_is_accounted_for(garbage: bytes):
     parser = PacketParser(InstructionPacket)
     found = parser.feed(garbage)
-    used = sum(len(frame.encode()) for frame in found)
+    used = sum(len(frame.params) + packet.FRAME_OVERHEAD_BYTES for frame in found)
     assert used + parser.noise_bytes + parser.pending_bytes == len(garbage)
 
 
@@ -62,6 +62,7 @@ def test_known_bytes_of_the_protocol_manual():
     # Feetech's protocol manual: ping of servo 1, and a read of two bytes at 0x38 from it.
     assert packet.encode_ping(1).hex(" ") == "ff ff 01 02 01 fb"
     assert packet.encode_read(1, 0x38, 2).hex(" ") == "ff ff 01 04 02 38 02 be"
+    assert packet.encode_sync_read(0x38, 2, [1, 2]).hex(" ") == "ff ff fe 06 82 38 02 01 02 3c"
     reply = bytes.fromhex("ff ff 01 04 00 18 05 dd")
     assert PacketParser(StatusPacket).feed(reply) == [StatusPacket(1, 0, b"\x18\x05")]
 
@@ -84,6 +85,64 @@ def test_sync_write_carries_every_servo_once(address: int, data: dict[int, bytes
     assert {row[0]: row[1:] for row in rows} == data
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_a_checksum_counts_with_each_of_its_eight_bits(bit: int):
+    spoilt = bytearray(StatusPacket(1, 0, b"\x18\x05").encode())
+    spoilt[-1] ^= 1 << bit
+    parser = PacketParser(StatusPacket)
+    assert parser.feed(spoilt) == []
+    assert parser.bad_checksums == 1
+
+
+@given(
+    st.lists(frames | st.binary(max_size=12) | st.sampled_from([b"\xff", b"\xff\xff"]), max_size=8)
+)
+def test_cuts_of_a_noisy_stream_change_neither_what_is_found_nor_what_is_counted(pieces):
+    stream = b"".join(
+        piece.encode() if isinstance(piece, StatusPacket) else piece for piece in pieces
+    )
+    whole, cut = PacketParser(StatusPacket), PacketParser(StatusPacket)
+    found = whole.feed(stream)
+    assert [frame for at in range(len(stream)) for frame in cut.feed(stream[at : at + 1])] == found
+    assert cut.noise_bytes == whole.noise_bytes
+    assert cut.bad_checksums == whole.bad_checksums
+    assert cut.pending_bytes == whole.pending_bytes
+
+
+def test_good_frames_behind_and_inside_a_broken_one_are_found_in_the_same_read():
+    good = StatusPacket(1, 0, b"\x01\x02")
+    broken = bytearray(StatusPacket(2, 0, good.encode()).encode())
+    broken[-1] ^= 0xFF
+    parser = PacketParser(StatusPacket)
+    assert parser.feed(broken + broken + good.encode()) == [good, good, good]
+    assert parser.bad_checksums == 2
+    assert parser.noise_bytes == 2 * packet.FRAME_OVERHEAD_BYTES
+
+
+@pytest.mark.parametrize("length", [0, 1, 255])
+def test_a_length_that_no_frame_has_is_noise_at_once(length: int):
+    parser = PacketParser(StatusPacket)
+    assert parser.feed(bytes((0xFF, 0xFF, 1, length, 0))) == []
+    assert (parser.noise_bytes, parser.pending_bytes) == (5, 0)
+
+
+def test_the_longest_frame_is_carried_and_one_byte_more_is_noise():
+    longest = StatusPacket(1, 0xFF, bytes(packet.MAX_PARAMS))
+    assert PacketParser(StatusPacket).feed(longest.encode()) == [longest]
+    three = StatusPacket(1, 0, b"\x01\x02\x03")
+    assert PacketParser(StatusPacket, max_params=3).feed(three.encode()) == [three]
+    assert PacketParser(StatusPacket, max_params=2).feed(three.encode()) == []
+
+
+def test_a_frame_half_received_is_forgotten_at_a_reset_and_the_counters_stay():
+    good = StatusPacket(1, 0, b"\x01")
+    parser = PacketParser(StatusPacket)
+    parser.feed(b"\x00\xff\xff\x01\xf0")
+    parser.reset()
+    assert parser.feed(good.encode()) == [good]
+    assert (parser.noise_bytes, parser.pending_bytes) == (1, 0)
+
+
 def test_a_length_byte_above_the_bound_does_not_swallow_the_next_frame():
     good = StatusPacket(1, 0, b"\x01\x02")
     parser = PacketParser(StatusPacket, max_params=15)
@@ -96,6 +155,9 @@ def test_a_third_ff_is_no_servo_id():
     assert parser.feed(b"\xff") == []
     assert parser.feed(good.encode()) == [good]
     assert parser.noise_bytes == 1
+    assert parser.feed(b"\xff" + good.encode()) == [good]
+    assert (parser.noise_bytes, parser.bad_checksums) == (2, 0)
+    assert parser.feed(b"\xff\xff\xff\x02\x00\xfe") == []  # its checksum would be right
 
 
 @pytest.mark.parametrize(
@@ -106,7 +168,10 @@ def test_a_third_ff_is_no_servo_id():
         (lambda: packet.encode_sync_read(56, 2, [1, 1]), "twice"),
         (lambda: packet.encode_sync_read(56, 2, [254]), "254"),
         (lambda: packet.encode_sync_write(42, {1: b"a", 2: b"ab"}), "one size"),
+        (lambda: packet.encode_sync_write(42, {254: b"a"}), "254"),
         (lambda: packet.encode_write(1, 0, bytes(252)), "params"),
+        (lambda: packet.encode_frame(1, 256), "code 256"),
+        (lambda: packet.encode_frame(1, -1), "code -1"),
     ],
 )
 def test_what_no_frame_can_carry_is_refused(call, said: str):

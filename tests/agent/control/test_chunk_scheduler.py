@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agent.control.chunk_scheduler import Actions, ChunkScheduler, Offer, ScheduleRules
+from agent.control.chunk_scheduler import Actions, ChunkScheduler, Counts, Offer, ScheduleRules
 
 FPS = 30.0
 CHUNK = 12
@@ -103,6 +103,40 @@ def test_a_reply_to_a_previous_episode_is_never_used() -> None:
     assert played(schedule, 3) is None
 
 
+def test_a_reply_from_before_the_connection_was_lost_is_never_used() -> None:
+    schedule = scheduler(min_replan_ticks=1)
+    old = schedule.ask(0)
+    assert old is not None
+    schedule.lost()
+    assert schedule.offer(old, chunk_of(0), 1) is Offer.UNKNOWN
+    assert schedule.ask(1) is not None
+
+
+def test_the_last_eight_requests_given_up_are_remembered_and_no_more() -> None:
+    schedule = scheduler(retry_ticks=1, min_replan_ticks=1, replan_ticks=1)
+    asked = [schedule.ask(tick) for tick in range(0, 18, 2)]
+    first, second = asked[:2]
+    assert None not in asked and first is not None and second is not None
+    assert schedule.offer(first, chunk_of(0), 3) is Offer.UNKNOWN
+    assert schedule.offer(second, chunk_of(2), 3) is Offer.JOINED
+
+
+def test_what_happened_is_counted_each_time() -> None:
+    schedule = scheduler(blend_ticks=0, min_replan_ticks=2, replan_ticks=2)
+    for _ in range(2):
+        schedule.begin()
+        assert schedule.counts == Counts()
+        for tick in (0, 2):
+            request = schedule.ask(tick)
+            assert request is not None
+            assert schedule.offer(request, chunk_of(tick), tick) is Offer.JOINED
+            for _ in range(2):
+                assert schedule.offer(request, chunk_of(tick), tick) is Offer.UNKNOWN
+        for tick in (2, 3, 4, 20, 21):
+            schedule.step(tick, 0.0)
+        assert schedule.counts == Counts(asked=2, joined=2, dropped=4, held_ticks=2, played_ticks=3)
+
+
 def test_schedulers_that_share_ids_never_take_each_others_replies() -> None:
     ids = itertools.count(1)
     one, other = (
@@ -171,6 +205,29 @@ def test_one_request_is_out_at_a_time_until_it_is_given_up() -> None:
     assert [tick for tick in range(1, 13) if schedule.ask(tick) is not None] == [6, 12]
 
 
+def test_a_request_is_given_up_after_twice_the_latency_when_that_is_longer() -> None:
+    schedule = ChunkScheduler(
+        ScheduleRules(fps=FPS, retry_ticks=6),
+        chunk_size=CHUNK,
+        action_size=SIZE,
+        latencies_ticks=[10],
+    )
+    assert schedule.ask(0) is not None
+    assert [tick for tick in range(1, 25) if schedule.ask(tick) is not None] == [20]
+
+
+def test_an_error_for_a_request_given_up_does_not_end_the_wait_for_the_one_that_is_out() -> None:
+    schedule = scheduler(retry_ticks=6, min_replan_ticks=1)
+    first = schedule.ask(0)
+    second = schedule.ask(6)
+    assert first is not None and second is not None
+    assert schedule.failed(first)
+    assert not schedule.failed(first)
+    assert not schedule.due(8)
+    assert schedule.failed(second)
+    assert schedule.due(8)
+
+
 def test_after_a_refusal_or_a_lost_connection_it_asks_again_without_waiting_for_the_retry() -> None:
     schedule = scheduler(retry_ticks=1000, min_replan_ticks=2)
     schedule.begin()
@@ -192,6 +249,21 @@ def test_the_latency_reckoned_with_is_a_high_percentile_of_those_measured() -> N
     )
     assert schedule.latency_ticks == 5
     assert scheduler().latency_ticks == 1
+
+
+def test_a_latency_is_measured_from_the_observation_and_old_ones_are_forgotten() -> None:
+    schedule = scheduler()
+    request = schedule.ask(100)
+    assert request is not None
+    schedule.offer(request, chunk_of(100), 103)
+    assert schedule.latency_ticks == 3
+    long_ago = ChunkScheduler(
+        ScheduleRules(fps=FPS),
+        chunk_size=CHUNK,
+        action_size=SIZE,
+        latencies_ticks=[20] * 5 + [1] * 64,
+    )
+    assert long_ago.latency_ticks == 1
 
 
 def test_after_a_hold_the_next_chunk_is_joined_from_the_held_action() -> None:
@@ -230,28 +302,68 @@ def test_the_first_action_is_the_policys_own_so_that_a_guard_sees_how_far_it_is(
     assert played(schedule, 1) == 1.0
 
 
+def test_a_step_that_plays_does_not_hold_and_is_float32_whatever_the_policy_gave() -> None:
+    schedule = scheduler()
+    assert schedule.remaining_ticks(0) == 0
+    request = schedule.ask(0)
+    assert request is not None
+    schedule.offer(request, chunk_of(0).astype(np.float64), 1)
+    step = schedule.step(1, 7.0)
+    assert step.action is not None and step.action.dtype == np.float32
+    assert (step.held_s, step.overdue) == (0.0, False)
+    assert schedule.remaining_ticks(1) == CHUNK - 1
+
+
+@pytest.mark.parametrize(("chunk_size", "action_size"), [(0, 1), (1, 0)])
+def test_an_empty_chunk_is_refused(chunk_size: int, action_size: int) -> None:
+    with pytest.raises(ValueError, match="chunk_size and action_size"):
+        ChunkScheduler(ScheduleRules(fps=FPS), chunk_size=chunk_size, action_size=action_size)
+
+
+def test_the_smallest_chunk_and_the_outermost_rules_make_a_schedule() -> None:
+    rules = ScheduleRules(
+        fps=0.5,
+        blend_ticks=0,
+        margin_ticks=0,
+        min_replan_ticks=1,
+        replan_ticks=1,
+        retry_ticks=1,
+        max_hold_s=0.5,
+        latency_percentile=100.0,
+    )
+    assert ScheduleRules(fps=FPS, latency_percentile=0.5).latency_percentile == 0.5
+    schedule = ChunkScheduler(rules, chunk_size=1, action_size=1)
+    request = schedule.ask(3)
+    assert request is not None
+    assert schedule.offer(request, np.ones((1, 1), np.float32), 3) is Offer.JOINED
+    assert played(schedule, 3) == 1.0
+
+
 def test_ticks_never_go_backwards() -> None:
     schedule = scheduler()
     schedule.begin()
+    schedule.step(5, 0.0)
     schedule.step(5, 0.0)
     with pytest.raises(ValueError, match="backwards"):
         schedule.step(4, 0.0)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "said"),
     [
-        {"fps": 0.0},
-        {"blend_ticks": -1},
-        {"min_replan_ticks": 0},
-        {"replan_ticks": 2, "min_replan_ticks": 3},
-        {"max_hold_s": 0.0},
-        {"retry_ticks": 0},
-        {"latency_percentile": 0.0},
+        ({"fps": 0.0}, "fps is 0"),
+        ({"blend_ticks": -1}, "blend_ticks"),
+        ({"margin_ticks": -1}, "margin_ticks"),
+        ({"min_replan_ticks": 0}, "min_replan_ticks"),
+        ({"replan_ticks": 2, "min_replan_ticks": 3}, "replan_ticks"),
+        ({"max_hold_s": 0.0}, "max_hold_s"),
+        ({"retry_ticks": 0}, "retry_ticks"),
+        ({"latency_percentile": 0.0}, "latency_percentile"),
+        ({"latency_percentile": 100.5}, "latency_percentile"),
     ],
 )
-def test_rules_that_make_no_schedule_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError):
+def test_rules_that_make_no_schedule_are_refused(wrong: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         ScheduleRules(**{"fps": FPS, **wrong})  # type: ignore[arg-type]
 
 

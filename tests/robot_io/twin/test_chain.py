@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robot_io import packet
-from robot_io.packet import BROADCAST_ID, InstructionPacket, PacketParser
+from robot_io.packet import BROADCAST_ID, Instruction, InstructionPacket, PacketParser
 from robot_io.sts3215 import BAUD_RATES, REGISTERS
 from robot_io.twin.chain import Chain, Outcome
 from robot_io.twin.firmware import Measured, ServoFirmware
@@ -72,9 +72,11 @@ def test_a_broadcast_write_is_carried_out_in_silence() -> None:
 def test_reg_writes_take_effect_together_at_the_action() -> None:
     chain = make_chain()
     for servo_id in (1, 2):
-        assert ids(ask(chain, packet.encode_reg_write(servo_id, 41, b"\x09"))) == [servo_id]
+        assert ids(
+            ask(chain, packet.encode_frame(servo_id, Instruction.REG_WRITE, b"\x29\x09"))
+        ) == [servo_id]
         assert read(chain, servo_id, "Acceleration") == 0
-    assert ask(chain, packet.encode_action()).answers == ()
+    assert ask(chain, packet.encode_frame(BROADCAST_ID, Instruction.ACTION)).answers == ()
     assert [read(chain, i, "Acceleration") for i in (1, 2, 3)] == [9, 9, 0]
 
 
