@@ -2,7 +2,7 @@
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-unit test-system check format install bench
+.PHONY: demo test test-unit test-system check mutants format install bench
 
 demo: install
 	$(RUN)/armada demo $(ARGS)
@@ -21,6 +21,10 @@ check: install
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+
+# Breaks the code that keeps the arm safe, line by line, and sees that tests notice: ARGS=FILE.
+mutants: install
+	$(RUN)/python tests/mutants.py $(ARGS)
 
 format: install
 	$(RUN)/ruff check --fix .

@@ -144,15 +144,15 @@ def test_only_within_the_late_window_is_more_asked_for_than_needed(servos):
 def test_longer_reads_stay_within_the_servos_table_and_then_wait_at_rest(servos):
     """Three bytes before the table's end, only two lengths tell answers apart."""
     end = max(register.end for register in REGISTERS.values())
-    with ServoBus(servos.port, reply_timeout_s=0.001, retries=0, late_window_s=0.4) as bus:
+    with ServoBus(servos.port, reply_timeout_s=0.05, retries=0, late_window_s=0.6) as bus:
         servos.mute = {1}
         began_s, began_cpu_s = time.monotonic(), time.process_time()
         for _ in range(3):
             with pytest.raises(BusTimeout):
                 bus.read_bytes(1, end - 3, 2)
         assert [request.params[1] for request in servos.requests] == [2, 3, 2]
-        assert 0.3 < time.monotonic() - began_s < 1.5
-        assert time.process_time() - began_cpu_s < 0.2
+        assert 0.6 < time.monotonic() - began_s < 3
+        assert time.process_time() - began_cpu_s < 0.3
 
 
 def test_each_write_within_the_late_window_is_read_back_and_prolongs_it(servos):
@@ -294,12 +294,23 @@ def test_corrupt_reply_is_asked_again_at_once_without_waiting_for_the_timeout(se
         assert time.monotonic() - began_s < 0.5
 
 
+def test_an_answer_whose_last_byte_comes_later_is_waited_for(servos):
+    def cut(frame: bytes) -> bytes:
+        threading.Timer(0.03, os.write, (servos.master, frame[-1:])).start()
+        return frame[:-1]
+
+    with ServoBus(servos.port, reply_timeout_s=0.5, retries=0) as bus:
+        servos.spoil = [cut]
+        assert bus.read(1, "Present_Voltage") == 74
+
+
 def test_mute_servo_is_named_and_nothing_partial_is_returned(servos, bus):
     servos.mute = {3, 5}
     with pytest.raises(BusTimeout) as caught:
         bus.sync_read("Present_Position", IDS)
     assert caught.value.servo_ids == (3, 5)
     assert "servo 3, 5" in str(caught.value)
+    assert "did not answer a read" in str(caught.value)
     assert isinstance(caught.value, TimeoutError)
 
 
@@ -335,7 +346,8 @@ def test_a_mute_servo_for_ever_never_exhausts_the_distinct_lengths(servos):
                 bus.read_bytes(1, 69, 2)
         servos.mute = set()
         time.sleep(0.06)
-        assert bus.read_bytes(1, 69, 2) == b"\0\0"
+        with bus.patient():  # a millisecond may be too short for a fake on a busy machine
+            assert bus.read_bytes(1, 69, 2) == b"\0\0"
 
 
 def test_noise_before_a_reply_is_skipped_and_counted(servos, bus):
@@ -463,6 +475,13 @@ def test_a_port_that_takes_no_more_bytes_is_given_up(servos, bus, send):
 def test_a_bus_never_opened_says_so(servos):
     with pytest.raises(Unplugged, match="has not been opened"):
         ServoBus(servos.port).ping(1)
+
+
+def test_leaving_the_block_closes_the_port(servos):
+    with pytest.raises(ZeroDivisionError), ServoBus(servos.port) as bus:
+        assert bus.is_open
+        raise ZeroDivisionError
+    assert not bus.is_open
 
 
 def test_close_may_be_called_twice_and_leaves_no_file_open(servos):

@@ -119,11 +119,11 @@ def test_good_frames_behind_and_inside_a_broken_one_are_found_in_the_same_read()
     assert parser.noise_bytes == 2 * packet.FRAME_OVERHEAD_BYTES
 
 
-@pytest.mark.parametrize("length", [0, 1, 255])
-def test_a_length_that_no_frame_has_is_noise_at_once(length: int):
+@pytest.mark.parametrize("rest", [b"\x00", b"\x01", b"\xff\x00"])
+def test_a_length_that_no_frame_has_is_noise_at_once(rest: bytes):
     parser = PacketParser(StatusPacket)
-    assert parser.feed(bytes((0xFF, 0xFF, 1, length, 0))) == []
-    assert (parser.noise_bytes, parser.pending_bytes) == (5, 0)
+    assert parser.feed(b"\xff\xff\x01" + rest) == []
+    assert (parser.noise_bytes, parser.pending_bytes) == (3 + len(rest), 0)
 
 
 def test_the_longest_frame_is_carried_and_one_byte_more_is_noise():
