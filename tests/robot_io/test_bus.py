@@ -362,6 +362,15 @@ def test_reply_of_another_servo_is_not_taken(servos, bus):
     assert bus.stats.late_replies == 1
 
 
+def test_a_stray_answer_does_not_cut_short_the_wait_for_the_others(servos):
+    """Its bytes are not among those awaited: the others come one by one, each in its own time."""
+    with ServoBus(servos.port, reply_timeout_s=0.5, retries=0) as bus:
+        stray = StatusPacket(9, 0, b"\x63").encode()
+        servos.spoil = [lambda frame: stray + frame]
+        servos.late_s = [0.0, 0.02, 0.04, 0.06, 0.08, 0.1]
+        assert len(bus.sync_read("Present_Position", IDS)) == 6
+
+
 def test_waiting_for_a_mute_servo_costs_no_processor_time(servos):
     with ServoBus(servos.port, reply_timeout_s=0.3, retries=0) as bus:
         servos.mute = {1}
