@@ -136,6 +136,9 @@ def main(only: list[str]) -> int:
         Change(**{key: value for key, value in row.items() if key != "reason"})
         for row in listed["equivalent"]
     }
+    if unknown := set(only).difference(listed["targets"]):
+        print(f"{', '.join(sorted(unknown))}: no target, {LIST} has {', '.join(listed['targets'])}")
+        return 2
     targets = {file: tests for file, tests in listed["targets"].items() if not only or file in only}
     made: set[Change] = set()
     unexplained: list[Change] = []
@@ -159,7 +162,7 @@ def main(only: list[str]) -> int:
             f"({time.monotonic() - began_s:.0f} s)",
             flush=True,
         )
-    gone = sorted(change for change in equivalent - made if change.file in targets)
+    gone = sorted(change for change in equivalent - made if not only or change.file in targets)
     for title, changes in (("survived", unexplained), ("listed, but no mutant", gone)):
         for change in changes:
             print(f"{title}: {change}")

@@ -115,7 +115,7 @@ def test_what_came_in_before_a_request_is_never_its_answer(servos, bus):
 
 def test_half_an_answer_is_not_joined_to_the_next_one(servos):
     """Its length claims more than follows: kept, it would swallow the next answer."""
-    with ServoBus(servos.port, reply_timeout_s=0.03, retries=0) as bus:
+    with ServoBus(servos.port, reply_timeout_s=0.1, retries=0) as bus:
         servos.spoil = [lambda _: b"\xff\xff\x01\xf0"]
         with pytest.raises(BusTimeout):
             bus.read(1, "Present_Voltage")
@@ -123,15 +123,15 @@ def test_half_an_answer_is_not_joined_to_the_next_one(servos):
 
 
 def test_the_time_on_the_wire_is_added_to_the_reply_timeout(servos):
-    """Six answers take 0.14 s at 9600 baud, far longer than a servo may take to begin."""
-    with ServoBus(servos.port, 9600, reply_timeout_s=0.01, retries=0) as bus:
-        servos.late_s = [0.08] * 6
+    """Six answers take 0.29 s at 4800 baud, far longer than a servo may take to begin."""
+    with ServoBus(servos.port, 4800, reply_timeout_s=0.01, retries=0) as bus:
+        servos.late_s = [0.1] * 6
         assert len(bus.read_telemetry(IDS)) == 6
 
 
 def test_only_within_the_late_window_is_more_asked_for_than_needed(servos):
     clock = Clock()
-    with ServoBus(servos.port, reply_timeout_s=0.01, retries=0, clock=clock) as bus:
+    with ServoBus(servos.port, reply_timeout_s=0.1, retries=0, clock=clock) as bus:
         servos.spoil = [lost]
         with pytest.raises(BusTimeout):
             bus.read(1, "Present_Voltage")
@@ -158,7 +158,7 @@ def test_longer_reads_stay_within_the_servos_table_and_then_wait_at_rest(servos)
 def test_each_write_within_the_late_window_is_read_back_and_prolongs_it(servos):
     """The acknowledgement of a write that was read back may be late as well."""
     clock = Clock()
-    with ServoBus(servos.port, reply_timeout_s=0.02, retries=0, clock=clock) as bus:
+    with ServoBus(servos.port, reply_timeout_s=0.1, retries=0, clock=clock) as bus:
         servos.spoil = [lost]
         with pytest.raises(BusTimeout, match="a write of Goal_Position"):
             bus.write(1, "Goal_Position", 1111)
@@ -254,7 +254,7 @@ def test_a_ping_without_an_answer_is_asked_again(servos, bus):
 
 
 def test_every_event_is_counted_each_time(servos):
-    with ServoBus(servos.port, reply_timeout_s=0.01, retries=2) as bus:
+    with ServoBus(servos.port, reply_timeout_s=0.1, retries=2, retry_budget_s=5.0) as bus:
         servos.mute = {1}
         with pytest.raises(BusTimeout):
             bus.read(1, "Present_Voltage")
@@ -325,14 +325,8 @@ def test_no_attempt_begins_after_the_budget(servos):
 
 
 def test_by_default_no_attempt_begins_when_an_eighth_of_a_second_has_passed(servos):
-    clock = Clock()
-
-    def slow(_: bytes) -> bytes:
-        clock.ahead_s += 0.13
-        return b""
-
-    with ServoBus(servos.port, clock=clock) as bus:
-        servos.spoil = [slow]
+    with ServoBus(servos.port, reply_timeout_s=0.2) as bus:
+        servos.mute = {1}
         with pytest.raises(BusTimeout):
             bus.read(1, "Present_Voltage")
         assert count(servos, Instruction.READ) == 1
@@ -478,7 +472,7 @@ def test_a_port_that_takes_no_more_bytes_is_given_up(servos, bus, send):
     began_s = time.monotonic()
     with pytest.raises(Unplugged, match="takes no more bytes"):
         send(bus)
-    assert 0.1 < time.monotonic() - began_s < 1.0
+    assert 0.1 < time.monotonic() - began_s < 3
 
 
 def test_a_bus_never_opened_says_so(servos):
