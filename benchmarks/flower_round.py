@@ -26,9 +26,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.federation.supernode import SuperNode
-from agent.training.exchange import BaseInfo, Contribution, TrainingExchange
+from agent.training.exchange import BaseInfo, TrainingExchange
 from coordinator.config import CoordinatorConfig, Ports
-from coordinator.federation.driver import Member, RoundDriver, RoundOrder, merged_after
+from coordinator.federation.driver import Member, RoundDriver, RoundOrder
 from coordinator.federation.errors import FederationError
 from coordinator.federation.superlink import superlink_access, superlink_command
 from coordinator.identity.enrolment import Authority, create_identities, enrol
@@ -36,6 +36,8 @@ from coordinator.identity.layout import Layout
 from policy.statistics import Normalizer
 from policy.weights import Weights, load_weights, save_weights, weights_digest
 from protocol.bundle import load_bundle
+from protocol.contribution import Contribution
+from protocol.eligibility import Terms
 
 CONNECT_LIMIT_S = 60.0
 
@@ -141,7 +143,6 @@ def rounds_of(
         min_replies=len(members),
     )  # fmt: skip
     results = [driver.run_round(order)]
-    known = {info["digest"]: 0}
     for number in range(1, rounds + 1):
         rng = np.random.default_rng(number)
         for sequence, exchange in enumerate(exchanges):
@@ -160,17 +161,15 @@ def rounds_of(
                 "kind": "train",
                 "base_weights": path,
                 "base_info": info,
-                "known_bases": dict(known),
+                "terms": Terms(bases=(info["digest"],)),
             }
         )
         result = driver.run_round(order)
         if result.failure or len(result.installed) != len(members):
             raise SystemExit(f"round {number}: {result.failure} {result.not_installed}")
-        order = order.model_copy(update={"merged_bases": merged_after(order, result)})
         assert result.aggregate is not None and result.base_info is not None
         path, info = result.aggregate, result.base_info
         base = load_weights(path)
-        known[info["digest"]] = number
         results.append(result)
     trained = results[1:]
     return {

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from coordinator.errors import ConfigError
 from host.settings import BadSettings, Settings, Table, load_settings
 from policy.errors import BadSpec
 from policy.spec import PolicySpec
+from protocol.eligibility import MAX_BASES
+from protocol.fields import LocalWork
 from protocol.messages import Features
 from protocol.topics import IDENTITY_PATTERN
 
@@ -37,6 +39,149 @@ class Ports(Table):
     """Releases, status and commands."""
 
 
+Rate = Annotated[float, Field(gt=0, le=1e3)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Mu = Annotated[float, Field(ge=0, le=1e3)]
+Faulty = Annotated[int, Field(ge=0, le=1000)]
+
+
+class _Strategy(Table):
+    """Parameters bear Flower's names. proximal_mu: weight of FedProx's term in each robot's loss;
+    it goes with every strategy, since it changes what robots do and not how they are averaged.
+    """
+
+    proximal_mu: Mu = 0.0
+
+    @property
+    def min_replies(self) -> int:
+        """Fewest replies that the strategy is defined for."""
+        return 1
+
+
+class FedAvg(_Strategy):
+    """Mean, weighted by examples (McMahan et al. 2017)."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+class FedProx(_Strategy):
+    """FedAvg of robots that are held near the base (Li et al. 2020)."""
+
+    name: Literal["fedprox"]
+    proximal_mu: Annotated[float, Field(gt=0, le=1e3)]
+
+
+class FedAvgM(_Strategy):
+    """FedAvg with momentum on the server (Hsu et al. 2019)."""
+
+    name: Literal["fedavgm"]
+    server_learning_rate: Rate = 1.0
+    server_momentum: Decay = 0.0
+
+
+class FedAdam(_Strategy):
+    """Adam on the server (Reddi et al. 2021)."""
+
+    name: Literal["fedadam"]
+    eta: Rate = 0.1
+    eta_l: Rate = 0.1
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: Rate = 1e-3
+
+
+class FedYogi(_Strategy):
+    """Yogi on the server (Reddi et al. 2021)."""
+
+    name: Literal["fedyogi"]
+    eta: Rate = 0.01
+    eta_l: Rate = 0.0316
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: Rate = 1e-3
+
+
+class Krum(_Strategy):
+    """The one reply nearest to its neighbours (Blanchard et al. 2017)."""
+
+    name: Literal["krum"]
+    num_malicious_nodes: Faulty = 0
+
+    @property
+    def min_replies(self) -> int:
+        return 2 * self.num_malicious_nodes + 3
+
+
+class MultiKrum(_Strategy):
+    """Mean of the replies that Krum ranks first (Blanchard et al. 2017)."""
+
+    name: Literal["multikrum"]
+    num_malicious_nodes: Faulty = 0
+    num_nodes_to_select: Annotated[int, Field(ge=1, le=1000)] = 1
+
+    @property
+    def min_replies(self) -> int:
+        # With fewer, Flower selects everybody and nothing is defended.
+        faulty = self.num_malicious_nodes
+        return max(2 * faulty + 3, self.num_nodes_to_select + faulty)
+
+
+class Bulyan(_Strategy):
+    """Trimmed mean of what Krum selects (El Mhamdi et al. 2018)."""
+
+    name: Literal["bulyan"]
+    num_malicious_nodes: Faulty = 0
+
+    @property
+    def min_replies(self) -> int:
+        return 4 * self.num_malicious_nodes + 3
+
+
+class FedMedian(_Strategy):
+    """Median of each number (Yin et al. 2018)."""
+
+    name: Literal["fedmedian"]
+
+    @property
+    def min_replies(self) -> int:
+        return 3  # of two it is the plain mean
+
+
+class FedTrimmedAvg(_Strategy):
+    """Mean of each number without the share `beta` at each end (Yin et al. 2018)."""
+
+    name: Literal["fedtrimmedavg"]
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+
+    @property
+    def min_replies(self) -> int:
+        # int(beta * n) replies are cut at each end; below this n it is the plain mean.
+        return math.ceil(1 / self.beta) if self.beta > 0 else 1
+
+
+class QFedAvg(_Strategy):
+    """FedAvg that favours robots with a high loss (Li et al. 2020, q-FFL)."""
+
+    name: Literal["qfedavg"]
+    client_learning_rate: Rate
+    q: Annotated[float, Field(ge=0, le=100)] = 0.1
+
+
+AnyStrategy = (
+    FedAvg | FedProx | FedAvgM | FedAdam | FedYogi
+    | Krum | MultiKrum | Bulyan | FedMedian | FedTrimmedAvg | QFedAvg
+)  # fmt: skip
+STRATEGIES: dict[str, type[_Strategy]] = {
+    get_args(model.model_fields["name"].annotation)[0]: model for model in get_args(AnyStrategy)
+}
+# A name alone stands for the strategy with its defaults.
+Strategy = Annotated[
+    AnyStrategy,
+    Field(discriminator="name"),
+    BeforeValidator(lambda given: {"name": given} if isinstance(given, str) else given),
+]
+
+
 class CampaignConfig(Table):
     """How the fleet learns. Times in seconds of the coordinator's clock."""
 
@@ -58,13 +203,9 @@ class CampaignConfig(Table):
     latest."""
     gather_s: Seconds = 10.0
     """How long min_agents with data wait for the others."""
-    strategy: str = "fedavg"
-    """How contributions become one base."""
-    strategy_params: dict[str, Any] = Field(default_factory=dict)
-    """Of the strategy."""
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
-    """FedProx: pull of local work towards the base; 0 is none."""
-    local_work: Literal["anytime", "window"] = "anytime"
+    strategy: Strategy = FedAvg()
+    """How contributions become one base: a table of `name` and parameters, or the name alone."""
+    local_work: LocalWork = "anytime"
     """Train whenever idle, or `steps` steps inside the window."""
     steps: Annotated[int, Field(ge=1)] = 100
     """Of local_work = window."""
@@ -72,10 +213,11 @@ class CampaignConfig(Table):
     """A robot has gained something after as many."""
     max_local_steps: Annotated[int, Field(ge=1)] | None = None
     """Most steps gained on one base; absent: no cap."""
-    max_staleness: Annotated[int, Field(ge=0)] = 2
-    """Work from a base so many rounds old still counts, less."""
+    max_staleness: Annotated[int, Field(ge=0, lt=MAX_BASES)] = 2
+    """Work from a base so many bases old still counts, less."""
     min_replies: Annotated[int, Field(ge=1)] | None = None
-    """Accepted replies that make a round; absent: min_agents, at most 2."""
+    """Accepted replies that make a round; absent: min_agents, at most 2, or what the strategy
+    needs."""
     release_every_rounds: Annotated[int, Field(ge=1)] = 1
     """One round in so many is a candidate."""
     evaluation_wait_s: Seconds = 60.0
@@ -86,17 +228,26 @@ class CampaignConfig(Table):
     """Of base 0."""
 
     @model_validator(mode="after")
-    def _times_fit(self) -> CampaignConfig:
+    def _fits(self) -> CampaignConfig:
         if self.join_s >= self.close_s:
             raise ValueError("join_s must be shorter than close_s")
         if self.max_local_steps is not None and self.min_local_steps > self.max_local_steps:
             raise ValueError("min_local_steps must not be above max_local_steps")
+        needed = self.strategy.min_replies
+        for key, number in (("min_agents", self.min_agents), ("min_replies", self.replies_needed)):
+            if number < needed:
+                raise ValueError(
+                    f"{key} = {number} is too few for strategy {self.strategy.name}, which as "
+                    f"configured is defined for {needed} replies and more"
+                )
         return self
 
     @property
     def replies_needed(self) -> int:
         """Fewest accepted replies that make a round."""
-        return self.min_replies if self.min_replies is not None else min(self.min_agents, 2)
+        if self.min_replies is not None:
+            return self.min_replies
+        return max(min(self.min_agents, 2), self.strategy.min_replies)
 
 
 class CoordinatorConfig(Settings):
@@ -116,11 +267,6 @@ class CoordinatorConfig(Settings):
     def _policy_can_be_built(self) -> Self:
         policy_spec(self, _ANY_ROBOT)
         return self
-
-    def digest(self) -> str:
-        """SHA-256 hex over what members of a window must agree on: campaign and policy."""
-        part = self.model_dump_json(include={"campaign", "policy", "fleet"})
-        return sha256(part.encode()).hexdigest()
 
 
 def policy_spec(config: CoordinatorConfig, features: Features) -> PolicySpec:
@@ -179,8 +325,7 @@ close_s = {campaign.close_s}          # time for the whole window
 interval_s = {campaign.interval_s}       # between windows
 gather_s = {campaign.gather_s}         # how long min_agents with data wait for the others
 open_when = "{campaign.open_when}"  # or "ready": as soon as all gained min_local_steps
-strategy = "{campaign.strategy}"
-proximal_mu = {campaign.proximal_mu}
+strategy = "{campaign.strategy.name}"    # or {{name = "krum", num_malicious_nodes = 1}}
 local_work = "{campaign.local_work}"  # or "window": `steps` steps inside the window
 steps = {campaign.steps}
 min_local_steps = {campaign.min_local_steps}

@@ -6,7 +6,7 @@ the encoded update of `protocol.update`, or the sketch as JSON. Nothing else is 
 | message type       | request             | blob down     | reply             | blob up      |
 |--------------------|---------------------|---------------|-------------------|--------------|
 | `query.statistics` | `StatisticsRequest` |               | `StatisticsReply` | sketch, JSON |
-| `train`            | `TrainRequest`      |               | `TrainReply`      | delta        |
+| `train`            | `TrainRequest`      |               | `Contribution`    | delta        |
 | `query.install`    | `InstallRequest`    | base, float32 | `InstallReply`    |              |
 
 The blob travels as the raw data of a uint8 `Array` (Flower sends those in chunks of 5 MB, but a
@@ -15,13 +15,17 @@ ConfigRecord in one piece), and is never handed to `numpy.load`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from host.complaints import first_complaint
+from protocol.contribution import WindowName
+from protocol.eligibility import Terms
 from protocol.errors import MalformedMessage
+from protocol.fields import Count, Digest, WireModel
+from protocol.update import Precision
 
 STATISTICS = "query.statistics"
 TRAIN = "train"
@@ -35,57 +39,35 @@ BLOB_STYPE = "armada.bytes"
 
 MAX_TEXT_BYTES = 1 << 20
 MAX_SKETCH_BYTES = 4 << 20
-MAX_REASON_CHARACTERS = 300
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Precision = Literal["float16", "float32"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class StatisticsRequest(_Model):
+class StatisticsRequest(WireModel):
     """Ask for the robot's mergeable sketch."""
 
     round: Count
 
 
-class StatisticsReply(_Model):
+class StatisticsReply(WireModel):
     """The sketch is the blob."""
 
 
-class TrainRequest(_Model):
+class TrainRequest(WireModel):
     """Ask for what was gained since the base.
 
-    `time_s` is how long the robot may work or wait before it answers, on its own clock. `steps`
-    and `window_id` belong to `local_work="window"`.
+    `time_s` is how long the robot may work or wait before it answers, on its own clock. `steps`,
+    `window_id` and `proximal_mu` are for work inside the window.
     """
 
     round: Count
-    base_digest: Digest
-    local_work: Literal["anytime", "window"]
-    window_id: str | None
+    terms: Terms
+    window_id: WindowName | None
     steps: Count | None
     proximal_mu: Annotated[float, Field(ge=0)]
     time_s: Annotated[float, Field(gt=0, le=86_400)]
     precision: Precision
 
 
-class TrainReply(_Model):
-    """What the delta in the blob was gained from. Claims of the robot, judged by the gate."""
-
-    base_digest: Digest
-    base_round: Count
-    steps: int
-    examples: int
-    loss: float | None
-    window_id: str | None
-    sequence: int
-
-
-class InstallRequest(_Model):
+class InstallRequest(WireModel):
     """Put the base in the blob in place. `info` is the agent's BaseInfo as JSON.
 
     merged_base: the base from which this robot's work went into the one that is sent, if any did.
@@ -97,7 +79,7 @@ class InstallRequest(_Model):
     info: dict[str, JsonValue]
 
 
-class InstallReply(_Model):
+class InstallReply(WireModel):
     """The base that is now in place."""
 
     base_digest: Digest

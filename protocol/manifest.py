@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from host.complaints import first_complaint
 from host.files import write_durable
 from protocol.errors import BadManifest
+from protocol.fields import Digest
 
 MANIFEST_NAME = "manifest.json"
 POLICY_NAME = "policy.onnx"
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 CALIBRATION_CONVENTION: Literal["lerobot-degrees-0.6"] = "lerobot-degrees-0.6"
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # No path: a file name of a manifest can only name a file beside the manifest.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$")]
 

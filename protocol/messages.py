@@ -17,32 +17,26 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from host.complaints import first_complaint
+from protocol.eligibility import Terms
 from protocol.errors import MalformedMessage
+from protocol.fields import Count, Digest, WireModel
 from protocol.topics import IDENTITY_PATTERN
 
 SCHEMA_VERSION: Literal[1] = 1
 MAX_PAYLOAD_BYTES = 64 * 1024
 
 Identity = Annotated[str, Field(pattern=IDENTITY_PATTERN)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShortText = Annotated[str, Field(max_length=300)]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
 UnixSeconds = Annotated[float, Field(ge=0, le=1e11)]
 
-LocalWork = Literal["anytime", "window"]
 CommandWord = Literal["pause", "resume", "roll_back", "collect"]
 COMMANDS: tuple[str, ...] = get_args(CommandWord)
 
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Envelope(_Model):
+class Envelope(WireModel):
     """Who speaks in which breath: one session a connection, one sequence a session.
 
     `expires_unix_s` None means that the message holds until it is replaced.
@@ -55,7 +49,7 @@ class Envelope(_Model):
     expires_unix_s: UnixSeconds | None
 
 
-class Message(_Model):
+class Message(WireModel):
     """Base of all messages."""
 
     envelope: Envelope
@@ -68,31 +62,21 @@ class Message(_Model):
 class Window(Message):
     """A call for contributions. All times are the coordinator's clock.
 
-    `steps` is set for local_work="window"; `max_local_steps` caps what an "anytime" trainer may
-    gain on one base. A window that was closed early is announced again with `closed` true.
+    A window that was closed early is announced again with `closed` true.
     """
 
     window_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     round: Count
-    base_digest: Digest
-    base_round: Count
+    terms: Terms
     opens_unix_s: UnixSeconds
     join_by_unix_s: UnixSeconds
     closes_unix_s: UnixSeconds
-    local_work: LocalWork
-    steps: Annotated[int, Field(ge=1)] | None = None
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
-    max_local_steps: Annotated[int, Field(ge=1)] | None = None
-    max_staleness: Count = 0
-    config_digest: Digest
     closed: bool = False
 
     @model_validator(mode="after")
     def _in_order(self) -> Window:
         if not self.opens_unix_s <= self.join_by_unix_s <= self.closes_unix_s:
             raise ValueError("a window must open before join_by and join_by before it closes")
-        if self.local_work == "window" and self.steps is None:
-            raise ValueError('local_work "window" needs steps')
         return self
 
 
@@ -116,7 +100,7 @@ class ReleaseNotice(Message):
         return draw % 100 < self.percentage
 
 
-class HeldOutReport(_Model):
+class HeldOutReport(WireModel):
     """Error of one base on the episodes this robot kept aside; `action_mae` in raw joint units."""
 
     round: Count
@@ -125,7 +109,7 @@ class HeldOutReport(_Model):
     frames: Count
 
 
-class TrainingReport(_Model):
+class TrainingReport(WireModel):
     """How far local training is. Losses are dimensionless."""
 
     base_digest: Digest | None = None
@@ -136,7 +120,7 @@ class TrainingReport(_Model):
     loss: float | None = None
 
 
-class Features(_Model):
+class Features(WireModel):
     """What this robot's policy can see and must say; all members of a fleet must agree."""
 
     state_names: tuple[Name, ...]
@@ -171,7 +155,7 @@ class AgentStatus(Message):
 
 
 class Answer(Message):
-    """An agent's word on a window."""
+    """An agent's word on a window. `base_digest` and `steps`: what it would hand over."""
 
     agent_id: Identity
     window_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -179,7 +163,6 @@ class Answer(Message):
     reason: ShortText | None = None
     base_digest: Digest | None = None
     steps: Count = 0
-    examples: Count = 0
 
 
 class AgentEvent(Message):

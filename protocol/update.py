@@ -14,7 +14,6 @@ bit for bit, so that its digest can be checked.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -80,12 +79,6 @@ def fits_float16(weights: Mapping[str, Array]) -> bool:
     return all(
         value.size == 0 or float(np.max(np.abs(value))) <= FLOAT16_MAX for value in weights.values()
     )
-
-
-def tensor_schema(weights: Mapping[str, Array]) -> str:
-    """SHA-256 over names, dtypes and shapes in order; equal for updates that may be averaged."""
-    listing = [[name, str(value.dtype), list(value.shape)] for name, value in weights.items()]
-    return hashlib.sha256(json.dumps(listing, separators=(",", ":")).encode()).hexdigest()
 
 
 def encode_update(

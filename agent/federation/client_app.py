@@ -5,9 +5,9 @@
                     ("window"): partial work counts, with its real number of steps
     install     ->  the new base for the trainer, acknowledged by its digest
 
-Work is merged once. With a new base comes the digest of the base from which this robot's work went
-into it; a further snapshot from that old base holds the same work and is declined until the
-trainer has moved on. Work that came too late for a round is not lost: it may be offered again.
+Work that the coordinator would not count is not uploaded (`protocol.eligibility`). With a new base
+comes the digest of the base from which this robot's work went into it; a further snapshot from
+that old base holds the same work. Work that came too late for a round may be offered again.
 
 Run as a process beside the SuperNode:
     python -m agent.federation.client_app --runtime HOST:PORT --secret FILE
@@ -27,16 +27,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import RecordDict
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from agent.federation.errors import RequestDeclined
 from agent.training.errors import BadExchangeFile, TrainingError
-from agent.training.exchange import BaseInfo, Contribution, TrainingExchange, WorkOrder
+from agent.training.exchange import BaseInfo, MergedWork, TrainingExchange, WorkOrder
 from host.complaints import first_complaint
-from host.files import write_durable
 from host.logs import set_up_logging
 from host.parent import bind_to_parent
 from policy.weights import Weights
+from protocol.contribution import Contribution
+from protocol.eligibility import Ineligible, explain, judge_work
 from protocol.errors import ProtocolError
 from protocol.flower import (
     INSTALL,
@@ -47,7 +48,6 @@ from protocol.flower import (
     InstallRequest,
     StatisticsReply,
     StatisticsRequest,
-    TrainReply,
     TrainRequest,
     pack,
     unpack,
@@ -55,19 +55,9 @@ from protocol.flower import (
 from protocol.update import UpdateLimits, decode_update, encode_update, fits_float16
 
 MAX_BASE_BYTES = 2 << 30
-MERGED_NAME = "merged.json"
 ORDER_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
-
-
-class Merged(BaseModel):
-    """The base of this robot's work that went into the aggregate of `round`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    base_digest: str
-    round: int
 
 
 class ClientApp:
@@ -82,7 +72,6 @@ class ClientApp:
         self._exchange = exchange
         self._unix_s = unix_s
         self._sleep_s = sleep_s
-        self._merged_path = exchange.folder / MERGED_NAME
 
     def handle(self, message_type: str, content: RecordDict) -> RecordDict:
         """Content of the reply; raises RequestDeclined with the one line for the coordinator."""
@@ -109,24 +98,20 @@ class ClientApp:
 
     def _train(self, content: RecordDict) -> RecordDict:
         request, _ = unpack(TrainRequest, content, 0)
-        if request.local_work == "window":
-            meta, delta = self._ordered_work(request)
+        terms, merged = request.terms, self._exchange.merged()
+        if terms.local_work == "window":
+            work, delta = self._ordered_work(request)
         else:
-            meta, delta = self._newest_work()
-        if meta.steps < 1:
-            raise RequestDeclined("nothing gained yet: the trainer has made no step from its base")
-        self._decline_merged_work(meta)
-        reply = TrainReply(
-            base_digest=meta.base_digest,
-            base_round=meta.base_round,
-            steps=meta.steps,
-            examples=meta.examples,
-            loss=meta.loss,
-            window_id=meta.window_id,
-            sequence=meta.sequence,
-        )
+            work, delta = self._newest_work()
+        merged_base = None if merged is None else merged.base_digest
+        refusal = judge_work(work.base_digest, work.steps, merged_base, terms)
+        if refusal is not None:
+            line = explain(refusal, work.base_digest, work.steps, terms)
+            if merged is not None and refusal is Ineligible.MERGED:
+                line += f", in round {merged.round}"
+            raise RequestDeclined(line)
         precision = request.precision if fits_float16(delta) else "float32"
-        return pack(reply, encode_update(delta, precision=precision))
+        return pack(work, encode_update(delta, precision=precision))
 
     def _newest_work(self) -> tuple[Contribution, Weights]:
         found = self._exchange.contribution()
@@ -141,15 +126,14 @@ class ClientApp:
         if request.window_id is None or not request.steps:
             raise RequestDeclined("a window's work needs its id and its number of steps")
         info = self._exchange.base_info()
-        if info is None or info.digest != request.base_digest:
-            raise RequestDeclined(
-                f"the base of the window, {request.base_digest[:12]}, is not installed"
-            )
+        base_digest = request.terms.base_digest
+        if info is None or info.digest != base_digest:
+            raise RequestDeclined(f"the base of the window, {base_digest[:12]}, is not installed")
         deadline_unix_s = self._unix_s() + request.time_s
         self._exchange.order_work(
             WorkOrder(
                 window_id=request.window_id,
-                base_digest=request.base_digest,
+                base_digest=base_digest,
                 steps=request.steps,
                 proximal_mu=request.proximal_mu,
                 deadline_unix_s=deadline_unix_s,
@@ -161,31 +145,12 @@ class ClientApp:
                 if done and done.window_id == request.window_id and done.steps >= request.steps:
                     break
                 self._sleep_s(ORDER_POLL_S)
-            meta, delta = self._newest_work()
+            work, delta = self._newest_work()
         finally:
             self._exchange.clear_work_order()
-        if meta.window_id != request.window_id:
+        if work.window_id != request.window_id:
             raise RequestDeclined("the trainer did no work in this window: was the robot in use?")
-        return meta, delta
-
-    def _decline_merged_work(self, meta: Contribution) -> None:
-        merged = self._merged()
-        base = self._exchange.base_info()
-        if merged is None or base is None:
-            return
-        if meta.base_digest == merged.base_digest and base.digest != meta.base_digest:
-            raise RequestDeclined(
-                f"nothing new: work from base {meta.base_digest[:12]} went into round "
-                f"{merged.round}, and the trainer is not on the new base yet"
-            )
-
-    def _merged(self) -> Merged | None:
-        try:
-            return Merged.model_validate_json(self._merged_path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise RequestDeclined(f"{self._merged_path.name} is damaged; delete it") from error
+        return work, delta
 
     def _install(self, content: RecordDict) -> RecordDict:
         request, blob = unpack(InstallRequest, content, MAX_BASE_BYTES)
@@ -196,9 +161,10 @@ class ClientApp:
         if info.digest != request.base_digest:
             raise RequestDeclined("install: the base's description carries another digest")
         if request.merged_base is not None:
-            # First: should the installation fail, the old base stays and nothing is declined.
-            merged = Merged(base_digest=request.merged_base, round=request.round)
-            write_durable(self._merged_path, merged.model_dump_json().encode())
+            # First: should the installation fail, the work is in the aggregate all the same.
+            self._exchange.note_merged(
+                MergedWork(base_digest=request.merged_base, round=request.round)
+            )
         if self._present_base() != info:
             update = decode_update(blob, UpdateLimits(max_payload_bytes=MAX_BASE_BYTES))
             self._exchange.install_base(update.weights, info)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from agent.training.exchange import BaseInfo, Contribution
+from agent.training.exchange import BaseInfo
+from protocol.contribution import Contribution
+from protocol.eligibility import explain, judge_join
+from protocol.fields import LocalWork
 from protocol.messages import Window
 
 
@@ -17,16 +20,19 @@ class Decision:
     reason: str | None = None
     base_digest: str | None = None
     steps: int = 0
-    examples: int = 0
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """What the decision rests on. `in_use`: the operator or a rollout has the machine."""
+    """What the decision rests on. `in_use`: the operator or a rollout has the machine.
+
+    merged_base: digest of the base from which this robot's work was last merged.
+    """
 
     base: BaseInfo | None
     contribution: Contribution | None
-    local_work: Literal["anytime", "window"]
+    merged_base: str | None
+    local_work: LocalWork
     paused: bool
     in_use: bool
     data_plane: bool
@@ -44,23 +50,19 @@ def decide(window: Window, ready: Readiness, now_unix_s: float) -> Decision | No
         return Decision("decline", "paused by the coordinator")
     if ready.base is None:
         return Decision("decline", "no base yet")
+    base_digest, steps = ready.base.digest, 0
     if not ready.data_plane:
-        return Decision("decline", "the SuperNode is not connected", ready.base.digest)
-    if window.local_work == "window":
-        return _decide_window(window, ready, ready.base)
-    work = ready.contribution
-    if work is None or work.steps == 0:
-        return Decision("decline", "nothing gained yet", ready.base.digest)
-    if window.base_round - work.base_round > window.max_staleness:
-        return Decision("decline", "wrong base: what was gained is too old", work.base_digest)
-    return Decision("join", None, work.base_digest, work.steps, work.examples)
-
-
-def _decide_window(window: Window, ready: Readiness, base: BaseInfo) -> Decision:
-    if ready.local_work != "window":
-        return Decision("decline", "this robot works anytime, not inside windows", base.digest)
-    if base.digest != window.base_digest:
-        return Decision("decline", "wrong base", base.digest)
-    if ready.in_use:
-        return Decision("decline", "the robot is in use", base.digest)
-    return Decision("join", None, base.digest)
+        return Decision("decline", "the SuperNode is not connected", base_digest)
+    if window.terms.local_work == "window":
+        if ready.local_work != "window":
+            reason = "this robot works anytime, not inside windows"
+            return Decision("decline", reason, base_digest)
+        if ready.in_use:
+            return Decision("decline", "the robot is in use", base_digest)
+    elif ready.contribution is not None:
+        base_digest, steps = ready.contribution.base_digest, ready.contribution.steps
+    refusal = judge_join(base_digest, steps, ready.merged_base, window.terms)
+    if refusal is not None:
+        reason = explain(refusal, base_digest, steps, window.terms)
+        return Decision("decline", reason, base_digest, steps)
+    return Decision("join", None, base_digest, steps)

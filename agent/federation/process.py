@@ -173,7 +173,6 @@ class Federation:
                 reason=decision.reason,
                 base_digest=decision.base_digest,
                 steps=decision.steps,
-                examples=decision.examples,
             )
         )
         if sent:
@@ -188,6 +187,7 @@ class Federation:
         return Readiness(
             base=self._view.base,
             contribution=self._view.contribution,
+            merged_base=self._view.merged_base,
             local_work=self._config.federation.local_work,
             paused=self._memory.paused,
             in_use=not self._robot.get("training_allowed", True),

@@ -11,13 +11,14 @@ from typing import Any
 from agent.training.errors import TrainingError
 from agent.training.exchange import (
     BaseInfo,
-    Contribution,
     HeldOutResult,
+    MergedWork,
     Stamp,
     TrainingExchange,
     TrainingProgress,
     file_stamp,
 )
+from protocol.contribution import Contribution
 from protocol.messages import HeldOutReport, TrainingReport
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class TrainingView:
         self._work = _Cached[Contribution | None](
             folder / "contribution.safetensors", exchange.contribution_info, None
         )
+        self._merged = _Cached[MergedWork | None](folder / "merged.json", exchange.merged, None)
         self._progress = _Cached[TrainingProgress | None](
             folder / "progress.json", exchange.progress, None
         )
@@ -80,6 +82,12 @@ class TrainingView:
     def contribution(self) -> Contribution | None:
         """The newest snapshot of what was gained."""
         return self._work.get()
+
+    @property
+    def merged_base(self) -> str | None:
+        """Digest of the base from which this robot's work was last merged."""
+        merged = self._merged.get()
+        return None if merged is None else merged.base_digest
 
     @property
     def has_sketch(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,7 @@ from policy.weights import (
     save_weights,
     weights_digest,
 )
+from protocol.contribution import Contribution
 
 _META = "armada.meta"
 _HELD_OUT_KEPT = 256  # rounds whose evaluation is remembered
@@ -36,13 +37,6 @@ type Stamp = tuple[int, int, int]
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def read(cls, path: Path, text: str | bytes) -> Self:
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise BadExchangeFile(f"{path}: {first_complaint(error, 'whole')}") from error
 
 
 class BaseInfo(_Record):
@@ -54,20 +48,14 @@ class BaseInfo(_Record):
     normalizer: dict[str, Any]  # Normalizer.to_json()
     normalizer_digest: str
     proximal_mu: float = Field(default=0.0, ge=0.0)  # FedProx; 0 is plain local training
-    fleet: str = ""
     max_local_steps: int | None = Field(default=None, gt=0)
 
 
-class Contribution(_Record):
-    """What local training gained since a base, and how it was gained."""
+class MergedWork(_Record):
+    """The base of this robot's work that went into the aggregate of `round`."""
 
     base_digest: str
-    base_round: int
-    steps: int = Field(ge=0)  # optimiser steps since the base
-    examples: int = Field(ge=0)  # training frames of this robot
-    loss: float  # mean training loss since the last snapshot
-    window_id: str | None = None  # set when a work order asked for it
-    sequence: int = Field(ge=0)  # grows with every snapshot of this robot
+    round: int
 
 
 class WorkOrder(_Record):
@@ -114,6 +102,7 @@ class TrainingExchange:
         self.folder = Path(folder)
         self._base = self.folder / "base.safetensors"
         self._contribution = self.folder / "contribution.safetensors"
+        self._merged = self.folder / "merged.json"
         self._order = self.folder / "work_order.json"
         self._held_out = self.folder / "held_out.json"
         self._sketch = self.folder / "sketch.json"
@@ -140,7 +129,7 @@ class TrainingExchange:
         if loaded is None:
             return None
         weights, text = loaded
-        info = BaseInfo.read(self._base, text)
+        info = _parse(BaseInfo, self._base, text)
         if weights_digest(weights) != info.digest:
             raise BadExchangeFile(f"{self._base}: weights do not fit their digest")
         return info, weights
@@ -148,7 +137,7 @@ class TrainingExchange:
     def base_info(self) -> BaseInfo | None:
         """Only the facts; no tensor is read."""
         text = self._load_meta(self._base)
-        return None if text is None else BaseInfo.read(self._base, text)
+        return None if text is None else _parse(BaseInfo, self._base, text)
 
     def base_stamp(self) -> Stamp | None:
         """Changes whenever a base is installed; one stat call, for a look between two steps."""
@@ -166,12 +155,23 @@ class TrainingExchange:
         if loaded is None:
             return None
         weights, text = loaded
-        return Contribution.read(self._contribution, text), weights
+        return _parse(Contribution, self._contribution, text), weights
 
     def contribution_info(self) -> Contribution | None:
         """Only the facts; no tensor is read."""
         text = self._load_meta(self._contribution)
-        return None if text is None else Contribution.read(self._contribution, text)
+        return None if text is None else _parse(Contribution, self._contribution, text)
+
+    # --- what was merged: written by the client app, read by it and the federation process ---
+
+    def note_merged(self, work: MergedWork) -> None:
+        """Remember from which base this robot's work was last merged."""
+        write_durable(self._merged, work.model_dump_json().encode())
+
+    def merged(self) -> MergedWork | None:
+        """From which base this robot's work was last merged."""
+        content = _read(self._merged)
+        return None if content is None else _parse(MergedWork, self._merged, content)
 
     # --- work order: written by the federation, read by the trainer ---
 
@@ -182,7 +182,7 @@ class TrainingExchange:
     def work_order(self) -> WorkOrder | None:
         """The order in force, if any."""
         content = _read(self._order)
-        return None if content is None else WorkOrder.read(self._order, content)
+        return None if content is None else _parse(WorkOrder, self._order, content)
 
     def order_stamp(self) -> Stamp | None:
         """Changes whenever an order is given or cleared."""
@@ -202,7 +202,7 @@ class TrainingExchange:
         try:
             table = json.loads(content)
             return {
-                str(digest): HeldOutResult.read(self._held_out, json.dumps(result))
+                str(digest): _parse(HeldOutResult, self._held_out, json.dumps(result))
                 for digest, result in table.items()
             }
         except (json.JSONDecodeError, AttributeError) as error:
@@ -239,7 +239,7 @@ class TrainingExchange:
     def progress(self) -> TrainingProgress | None:
         """The trainer's newest progress."""
         content = _read(self._progress)
-        return None if content is None else TrainingProgress.read(self._progress, content)
+        return None if content is None else _parse(TrainingProgress, self._progress, content)
 
     def _load(self, path: Path) -> tuple[Weights, str] | None:
         if not path.exists():
@@ -263,6 +263,13 @@ def _meta_of(path: Path, metadata: Mapping[str, str]) -> str:
     if _META not in metadata:
         raise BadExchangeFile(f"{path}: no metadata in it")
     return metadata[_META]
+
+
+def _parse[ModelT: BaseModel](model: type[ModelT], path: Path, text: str | bytes) -> ModelT:
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        raise BadExchangeFile(f"{path}: {first_complaint(error, 'whole')}") from error
 
 
 def _read(path: Path) -> bytes | None:

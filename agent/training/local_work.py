@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
-from agent.training.exchange import BaseInfo, Contribution, TrainingExchange
+from agent.training.exchange import BaseInfo, TrainingExchange
 from policy.batches import Batches
 from policy.build import build_policy, read_weights, write_weights
 from policy.spec import PolicySpec
 from policy.statistics import Normalizer
 from policy.train import LocalTraining
 from policy.weights import Weights, add, schema_digest, subtract
+from protocol.contribution import MAX_LOSS, Contribution
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class LocalWork:
             base_round=self.info.round,
             steps=self.steps,
             examples=self._frames,
-            loss=self.loss if self.loss is not None else 0.0,
+            loss=None if self.loss is None else max(-MAX_LOSS, min(self.loss, MAX_LOSS)),
             window_id=self.window_id,
             sequence=self._sequence,
         )

@@ -25,6 +25,7 @@ from coordinator.campaign.actions import (
 )
 from coordinator.campaign.membership import Roster
 from coordinator.campaign.release_gate import judge
+from coordinator.campaign.reply import merged_bases
 from coordinator.campaign.state import (
     Base,
     CampaignPhase,
@@ -36,8 +37,16 @@ from coordinator.campaign.state import (
     RoundSummary,
     WindowRecord,
 )
-from coordinator.campaign.window import AnswerRefusal, WindowPhase, WindowRules, WindowState
+from coordinator.campaign.window import (
+    AnswerRefusal,
+    Refusal,
+    WindowPhase,
+    WindowRules,
+    WindowState,
+    window_terms,
+)
 from coordinator.config import CoordinatorConfig
+from protocol.eligibility import Terms, judge_join, needs_base
 from protocol.messages import AgentStatus, Answer
 
 # After a failed statistics, build or install step; a robot must have time to come back.
@@ -108,7 +117,7 @@ class Campaign:
             if digest in known and status.agent_id in self.roster.enrolled:
                 self.state.held_out.setdefault(digest, {})[status.agent_id] = report
 
-    def on_answer(self, answer: Answer, now: float) -> tuple[AnswerRefusal | None, list[Action]]:
+    def on_answer(self, answer: Answer, now: float) -> tuple[Refusal | None, list[Action]]:
         """An answer that passed the guard."""
         if self._window is None:
             return AnswerRefusal.OTHER_WINDOW, []
@@ -176,12 +185,9 @@ class Campaign:
         actions: list[Action] = [_round_note(summary)]
         if new_base is None:
             return actions + self._end_window(summary.error or "no aggregate", now)
-        for reply in summary.replies:
-            if reply.get("accepted"):
-                agent_id = str(reply["agent_id"])
-                state.merged_bases[agent_id] = str(reply.get("base_digest") or "")
-                if agent_id not in state.contributors:
-                    state.contributors = sorted([*state.contributors, agent_id])
+        merged = merged_bases(summary.replies)
+        state.merged_bases |= merged
+        state.contributors = sorted(set(state.contributors) | merged.keys())
         state.bases.append(new_base)
         state.round = new_base.round
         self._settled_at = now + SETTLE_S
@@ -271,20 +277,13 @@ class Campaign:
             return True
         if self._rules.open_when != "ready" or now < self._pause_until:
             return False
-        connected = self._fitting(now)
-        gained = [agent for agent, status in connected.items() if self._has_gained(status)]
-        return len(gained) >= max(self._rules.min_agents, len(connected))
-
-    def _has_gained(self, status: AgentStatus) -> bool:
-        training = status.training
-        base_round = self.state.known_bases().get(training.base_digest or "")
-        if base_round is None or self.state.round - base_round > self._rules.max_staleness:
-            return False
-        if self.state.merged_bases.get(status.agent_id) == training.base_digest:
-            return False
-        if self._rules.local_work == "window":
-            return training.base_digest == self._base().digest
-        return training.steps_since_base >= max(1, self._rules.min_local_steps)
+        connected, terms = self._fitting(now), self._terms()
+        able = [
+            agent_id
+            for agent_id, status in connected.items()
+            if judge_join(*self._work_of(status), terms) is None
+        ]
+        return len(able) >= max(self._rules.min_agents, len(connected))
 
     def _open(self, now: float) -> list[Action]:
         rules, state, base = self._rules, self.state, self._base()
@@ -305,13 +304,8 @@ class Campaign:
             closes_unix_s=record.closes_unix_s,
             rules=WindowRules(
                 min_agents=rules.min_agents,
-                min_local_steps=rules.min_local_steps,
-                max_staleness=rules.max_staleness,
-                local_work=rules.local_work,
                 members=self.roster.enrolled,
-                known_bases=state.known_bases(),
-                base_digest=base.digest,
-                base_round=base.round,
+                terms=self._terms(),
                 merged_bases=dict(state.merged_bases),
             ),
             expected=frozenset(expected),
@@ -412,6 +406,15 @@ class Campaign:
             raise AssertionError("no window before there is a base")
         return base
 
+    def _terms(self) -> Terms:
+        return window_terms(self._rules, self.state, self._base().digest)
+
+    def _work_of(self, status: AgentStatus) -> tuple[str | None, int, str | None]:
+        """What eligibility is judged by: base, steps since it, base of the last merged work."""
+        training = status.training
+        merged_base = self.state.merged_bases.get(status.agent_id)
+        return training.base_digest, training.steps_since_base, merged_base
+
     def _fitting(self, now: float) -> dict[str, AgentStatus]:
         features = self.state.features
         return {} if features is None else self.roster.fitting(features, now)
@@ -420,21 +423,13 @@ class Campaign:
         """Connected robots that have no base, one too old, or an older one and nothing gained."""
         if now < self._settled_at:
             return ()
-        known, base = self.state.known_bases(), self._base()
-        missed = []
-        for agent_id, status in self._fitting(now).items():
-            training = status.training
-            base_round = known.get(training.base_digest or "")
-            if base_round == base.round or now < self._install_after.get(agent_id, 0.0):
-                continue
-            if (
-                base_round is None
-                or base.round - base_round > self._rules.max_staleness
-                or training.steps_since_base == 0
-                or self.state.merged_bases.get(agent_id) == training.base_digest
-            ):
-                missed.append(agent_id)
-        return tuple(missed)
+        terms = self._terms()
+        return tuple(
+            agent_id
+            for agent_id, status in self._fitting(now).items()
+            if now >= self._install_after.get(agent_id, 0.0)
+            and needs_base(*self._work_of(status), terms)
+        )
 
     def _run(
         self,

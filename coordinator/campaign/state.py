@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from coordinator.campaign.reply import AnyReply
+from protocol.eligibility import MAX_BASES
 from protocol.messages import Features, HeldOutReport
 
 # History kept in the state; everything older is in the audit log.
@@ -61,13 +63,13 @@ class WindowRecord(_Model):
 
 
 class RoundSummary(_Model):
-    """One Flower round; `replies` are ReplyRecords as JSON."""
+    """One Flower round as it went."""
 
     round: int
     kind: Literal["statistics", "install", "train"]
     window_id: str | None = None
     members: list[str]
-    replies: list[dict[str, Any]] = []
+    replies: list[AnyReply] = []
     installed: list[str] = []
     not_installed: dict[str, str] = {}
     bytes_up: int = 0
@@ -154,6 +156,12 @@ class CampaignState(_Model):
     def known_bases(self) -> dict[str, int]:
         """Digest -> round of every base that was ever installed."""
         return {base.digest: base.round for base in self.bases}
+
+    def bases_until(self, digest: str) -> tuple[str, ...]:
+        """Digests of that base and of those before it, newest first, as far as terms name them."""
+        digests = [base.digest for base in reversed(self.bases)]
+        start = digests.index(digest)
+        return tuple(digests[start : start + MAX_BASES])
 
     def trim(self) -> None:
         """Bound the history."""

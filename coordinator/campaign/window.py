@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from coordinator.campaign.state import CampaignState
+from coordinator.config import CampaignConfig
+from protocol.eligibility import Ineligible, Terms, judge_join
 from protocol.messages import Answer
 
 
@@ -26,30 +29,37 @@ class WindowPhase(StrEnum):
 
 
 class AnswerRefusal(StrEnum):
-    """Why an answer did not count."""
+    """Why an answer did not count, whatever it offers."""
 
     OTHER_WINDOW = "other_window"
     NOT_OPEN = "not_open"
     LATE = "late"
     ANSWERED = "already_answered"
     STRANGER = "not_enrolled"
-    UNKNOWN_BASE = "unknown_base"
-    STALE = "stale_base"
-    NOTHING_GAINED = "nothing_gained"
+
+
+Refusal = AnswerRefusal | Ineligible
+
+
+def window_terms(rules: CampaignConfig, state: CampaignState, base_digest: str) -> Terms:
+    """What a window on that base takes."""
+    bases = state.bases_until(base_digest)
+    if rules.local_work == "window":
+        return Terms(bases=bases, local_work="window")
+    return Terms(
+        bases=bases,
+        max_staleness=rules.max_staleness,
+        min_steps=max(1, rules.min_local_steps),
+    )
 
 
 @dataclass(frozen=True)
 class WindowRules:
-    """What a window asks for; see CampaignConfig. merged_bases: agent -> base of its last work."""
+    """Who may answer, with what. merged_bases: agent -> base of its last merged work."""
 
     min_agents: int
-    min_local_steps: int
-    max_staleness: int
-    local_work: str
     members: frozenset[str]
-    known_bases: Mapping[str, int]
-    base_digest: str
-    base_round: int
+    terms: Terms
     merged_bases: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -67,9 +77,9 @@ class WindowState:
     outcome: str | None = None
     joined: dict[str, Answer] = field(default_factory=dict)
     declined: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, AnswerRefusal] = field(default_factory=dict)
+    refused: dict[str, Refusal] = field(default_factory=dict)
 
-    def answer(self, answer: Answer, now_unix_s: float) -> AnswerRefusal | None:
+    def answer(self, answer: Answer, now_unix_s: float) -> Refusal | None:
         """Take one answer; returns why it did not count."""
         refusal = self._judge(answer, now_unix_s)
         if refusal is not None:
@@ -83,7 +93,7 @@ class WindowState:
             self.declined[answer.agent_id] = answer.reason or "no reason given"
         return None
 
-    def _judge(self, answer: Answer, now_unix_s: float) -> AnswerRefusal | None:
+    def _judge(self, answer: Answer, now_unix_s: float) -> Refusal | None:
         rules = self.rules
         if answer.window_id != self.window_id:
             return AnswerRefusal.OTHER_WINDOW
@@ -95,23 +105,10 @@ class WindowState:
             return AnswerRefusal.NOT_OPEN
         if self.phase is not WindowPhase.JOINING or now_unix_s > self.join_by_unix_s:
             return AnswerRefusal.LATE
-        return self._judge_join(answer) if answer.decision == "join" else None
-
-    def _judge_join(self, answer: Answer) -> AnswerRefusal | None:
-        rules = self.rules
-        if rules.local_work == "window":
-            return None if answer.base_digest == rules.base_digest else AnswerRefusal.UNKNOWN_BASE
-        base_round = rules.known_bases.get(answer.base_digest or "")
-        if base_round is None:
-            return AnswerRefusal.UNKNOWN_BASE
-        if rules.base_round - base_round > rules.max_staleness:
-            return AnswerRefusal.STALE
-        # Work on that base is in the aggregate already; the same work must not count twice.
-        if rules.merged_bases.get(answer.agent_id) == answer.base_digest:
-            return AnswerRefusal.NOTHING_GAINED
-        if answer.steps < max(1, rules.min_local_steps):
-            return AnswerRefusal.NOTHING_GAINED
-        return None
+        if answer.decision == "decline":
+            return None
+        merged_base = rules.merged_bases.get(answer.agent_id)
+        return judge_join(answer.base_digest, answer.steps, merged_base, rules.terms)
 
     def tick(self, now_unix_s: float) -> WindowPhase:
         """Move on when time or the answers say so; returns the phase."""

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from coordinator.campaign.actions import INSTALL_S, RunRound
 from coordinator.campaign.state import Base, CampaignState, RoundSummary, base_path
+from coordinator.campaign.window import window_terms
 from coordinator.config import CoordinatorConfig
-from coordinator.federation.driver import Member, RoundOrder, RoundResult, StrategyConfig
+from coordinator.federation.orders import Member, RoundOrder, RoundResult
 from host.files import sync_folder
 
 
@@ -25,15 +26,14 @@ def make_order(
         return RoundOrder(
             round=action.round, kind=action.kind, members=members, reply_timeout_s=action.seconds
         )
-    # FedProx is FedAvg with a proximal term in each robot's loss; mu travels with the base.
+    # The proximal term is in each robot's loss; mu travels with the base.
     info = {
         "digest": base.digest,
         "round": base.round,
         "spec": state.spec,
         "normalizer": state.normalizer,
         "normalizer_digest": state.normalizer_digest,
-        "proximal_mu": rules.proximal_mu,
-        "fleet": config.fleet,
+        "proximal_mu": rules.strategy.proximal_mu,
         "max_local_steps": rules.max_local_steps,
     }
     return RoundOrder(
@@ -42,16 +42,13 @@ def make_order(
         members=members,
         base_weights=(state_folder / base.weights).absolute(),
         base_info=info,
-        known_bases=state.known_bases(),
+        terms=window_terms(rules, state, base.digest),
         merged_bases=state.merged_bases,
         reply_timeout_s=action.seconds,
         install_timeout_s=INSTALL_S,
-        strategy=StrategyConfig(name=rules.strategy, params=rules.strategy_params),
-        local_work=rules.local_work,
+        strategy=rules.strategy,
         window_id=action.window_id,
         steps=rules.steps if rules.local_work == "window" else None,
-        proximal_mu=rules.proximal_mu,
-        max_staleness=rules.max_staleness,
         min_replies=rules.replies_needed,
     )
 
@@ -68,7 +65,7 @@ def read_result(
         kind=action.kind,
         window_id=action.window_id,
         members=list(action.members),
-        replies=[reply.model_dump(mode="json") for reply in result.replies],
+        replies=result.replies,
         installed=list(result.installed),
         not_installed=dict(result.not_installed),
         bytes_up=result.bytes_up,

@@ -22,13 +22,10 @@ from coordinator.federation.errors import FederationError
 from coordinator.federation.orders import (
     GateConfig,
     Member,
-    ReplyRecord,
     RoundOrder,
     RoundResult,
-    StrategyConfig,
     SuperLinkAccess,
     canonical_key,
-    merged_after,
 )
 from coordinator.federation.round_job import RegisterJob, RegisterResult, RoundJob
 from coordinator.federation.superlink import FLOWER_ENVIRONMENT
@@ -36,14 +33,11 @@ from coordinator.federation.superlink import FLOWER_ENVIRONMENT
 __all__ = [
     "GateConfig",
     "Member",
-    "ReplyRecord",
     "RoundDriver",
     "RoundOrder",
     "RoundResult",
-    "StrategyConfig",
     "SuperLinkAccess",
     "canonical_key",
-    "merged_after",
     "run_round",
 ]
 

@@ -21,9 +21,5 @@ class SuperLinkRefused(FederationError, PermissionError):
     """The SuperLink answered, and said no."""
 
 
-class UnknownStrategy(FederationError, ValueError):
-    """A strategy name that is not in the table, a parameter it lacks, or too few replies for it."""
-
-
 class RoundFailed(FederationError, RuntimeError):
     """A round that cannot give an aggregate; the text is the reason in the round's result."""

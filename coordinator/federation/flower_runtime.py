@@ -92,7 +92,7 @@ clientapp = "armada.installed:app"
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeReply:
     """One node's answer: its content, or the one line that says why there is none."""
 
     public_key: str
@@ -211,7 +211,7 @@ class FlowerFleet:
 
     def ask(
         self, message_type: str, requests: Mapping[str, RecordDict], timeout_s: float
-    ) -> Iterator[Answer]:
+    ) -> Iterator[NodeReply]:
         """Send each node its request; yield one answer a node, as they come, none later than
         the timeout. Keys are public keys out of `connected()`."""
         keys = list(requests)
@@ -228,11 +228,11 @@ class FlowerFleet:
         ]
         with _translated(self._access):
             ids = list(self._grid.push_messages(messages))
-        arrived: queue.Queue[Answer] = queue.Queue()
+        arrived: queue.Queue[NodeReply] = queue.Queue()
         waiting = set()
         for key, message_id in zip(keys, ids, strict=True):
             if not message_id:
-                yield Answer(key, None, "the SuperLink did not take the message", 0.0)
+                yield NodeReply(key, None, "the SuperLink did not take the message", 0.0)
                 continue
             waiting.add(key)
             threading.Thread(
@@ -248,7 +248,7 @@ class FlowerFleet:
             waiting.discard(answer.public_key)
             yield answer
         for key in waiting:
-            yield Answer(key, None, f"no answer within {timeout_s:.0f} s", timeout_s)
+            yield NodeReply(key, None, f"no answer within {timeout_s:.0f} s", timeout_s)
 
     def _await_reply(
         self,
@@ -256,22 +256,22 @@ class FlowerFleet:
         message_id: str,
         started: float,
         deadline: float,
-        arrived: queue.Queue[Answer],
+        arrived: queue.Queue[NodeReply],
     ) -> None:
         while time.monotonic() < deadline:
             try:
                 replies = list(self._grid.pull_messages([message_id]))
             except (httpx.HTTPError, ValueError, TypeError, KeyError) as error:
-                arrived.put(Answer(key, None, f"reply could not be pulled: {error}", 0.0))
+                arrived.put(NodeReply(key, None, f"reply could not be pulled: {error}", 0.0))
                 return
             seconds = time.monotonic() - started
             for reply in replies:
                 if reply.metadata.reply_to_message_id != message_id:
                     continue
                 if reply.has_error():
-                    arrived.put(Answer(key, None, reply.error.reason[:300], seconds))
+                    arrived.put(NodeReply(key, None, reply.error.reason[:300], seconds))
                 else:
-                    arrived.put(Answer(key, reply.content, None, seconds))
+                    arrived.put(NodeReply(key, reply.content, None, seconds))
                 return
             time.sleep(POLL_PERIOD_S)
 

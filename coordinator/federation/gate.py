@@ -3,9 +3,8 @@
 In this order, and the first that fails is the reason that goes into the audit log:
   1. The delta has exactly the base's tensors: names, order, shapes, float32.
   2. Every number is finite.
-  3. Its base is one of ours, not more than `max_staleness` bases old, and this robot's work from
-     that base has not been merged already.
-  4. Steps and examples are positive integers.
+  3. It is eligible under the window's terms: base, staleness, merged once, steps.
+  4. It names at least one example.
 What is accepted is then bounded: examples count up to the cap, a stale contribution weighs
 1/sqrt(1 + staleness) (FedBuff, Nguyen et al. 2022), and a delta longer than `clip_factor` times the
 round's median length is scaled down to that length, so that no single robot carries the mean away.
@@ -20,82 +19,53 @@ from statistics import median
 
 import numpy as np
 
+from coordinator.campaign.reply import ContributionReply
 from coordinator.federation.orders import GateConfig
 from policy.weights import Array, Weights
+from protocol.eligibility import Terms, explain, judge_work, staleness
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What one robot sent: its delta, and what it says about it."""
+class Received:
+    """A contribution's record and its delta."""
 
-    agent_id: str
+    reply: ContributionReply
     delta: Weights
-    steps: int
-    examples: int
-    base_digest: str
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What the coordinator knows: the present base, all bases with their rounds, and from which
-    base each robot's work was last merged."""
+    """What the coordinator judges by: the present base's weights, the window's terms, and from
+    which base each robot's work was last merged."""
 
     base: Weights
-    base_digest: str
-    known_bases: Mapping[str, int]
+    terms: Terms
     merged_bases: Mapping[str, str]
-    max_staleness: int
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """`delta` is set if accepted: clipped if need be. `norm` is the length before clipping."""
-
-    agent_id: str
-    reason: str | None
-    delta: Weights | None = None
-    staleness: int | None = None
-    weight: float = 0.0
-    norm: float | None = None
-    clipped: bool = False
-
-    @property
-    def accepted(self) -> bool:
-        return self.delta is not None
-
-
-def judge(claims: Sequence[Claim], standing: Standing, config: GateConfig) -> list[Verdict]:
-    """One verdict a claim, in the order of the claims."""
-    reasons = [_refusal(claim, standing) for claim in claims]
+def judge(received: Sequence[Received], standing: Standing, config: GateConfig) -> list[Received]:
+    """The same in the same order, with the record filled in and the delta clipped if need be."""
+    reasons = [_refusal(one, standing) for one in received]
     norms = [
-        norm(claim.delta) if reason is None else math.nan
-        for claim, reason in zip(claims, reasons, strict=True)
+        norm(one.delta) if reason is None else math.nan
+        for one, reason in zip(received, reasons, strict=True)
     ]
     usual = [length for length in norms if not math.isnan(length)]
     limit = config.clip_factor * median(usual) if usual else 0.0
-    verdicts = []
-    for claim, reason, length in zip(claims, reasons, norms, strict=True):
-        age = staleness(claim.base_digest, standing)
-        if reason is not None:
-            verdicts.append(Verdict(claim.agent_id, reason, staleness=age))
-            continue
-        clipped = length > limit > 0
-        delta = _scaled(claim.delta, limit / length) if clipped else claim.delta
-        counted = min(claim.examples, config.max_examples)
-        weight = counted / math.sqrt(1 + (age or 0))
-        verdicts.append(Verdict(claim.agent_id, None, delta, age, weight, length, clipped))
-    return verdicts
-
-
-def staleness(base_digest: str, standing: Standing) -> int | None:
-    """How many bases came after this one; None for a base that is not ours."""
-    if base_digest == standing.base_digest:
-        return 0
-    made_in = standing.known_bases.get(base_digest)
-    if made_in is None:
-        return None
-    later = {digest for digest, number in standing.known_bases.items() if number > made_in}
-    return len(later | {standing.base_digest})
+    judged = []
+    for one, reason, length in zip(received, reasons, norms, strict=True):
+        reply, delta = one.reply, one.delta
+        age = staleness(reply.base_digest, standing.terms.bases)
+        outcome: dict[str, object] = {"reason": reason, "staleness": age}
+        if reason is None:
+            clipped = length > limit > 0
+            delta = _scaled(delta, limit / length) if clipped else delta
+            weight = min(reply.examples, config.max_examples) / math.sqrt(1 + (age or 0))
+            outcome |= {
+                "accepted": True, "weight": weight, "update_norm": length, "clipped": clipped,
+            }  # fmt: skip
+        judged.append(Received(reply.model_copy(update=outcome), delta))
+    return judged
 
 
 def norm(delta: Mapping[str, Array]) -> float:
@@ -104,13 +74,16 @@ def norm(delta: Mapping[str, Array]) -> float:
     return math.sqrt(sum(squares))
 
 
-def _refusal(claim: Claim, standing: Standing) -> str | None:
-    return (
-        _wrong_schema(claim.delta, standing.base)
-        or _not_finite(claim.delta)
-        or _wrong_base(claim, standing)
-        or _wrong_counts(claim)
-    )
+def _refusal(received: Received, standing: Standing) -> str | None:
+    reply, terms = received.reply, standing.terms
+    bad_tensors = _wrong_schema(received.delta, standing.base) or _not_finite(received.delta)
+    if bad_tensors:
+        return bad_tensors
+    merged_base = standing.merged_bases.get(reply.agent_id)
+    refusal = judge_work(reply.base_digest, reply.steps, merged_base, terms)
+    if refusal is not None:
+        return explain(refusal, reply.base_digest, reply.steps, terms)
+    return None if reply.examples else "examples must be a positive integer, not 0"
 
 
 def _wrong_schema(delta: Weights, base: Weights) -> str | None:
@@ -133,24 +106,6 @@ def _not_finite(delta: Weights) -> str | None:
         bad = int(value.size - np.count_nonzero(np.isfinite(value)))
         if bad:
             return f"tensor {name} holds {bad} numbers that are not finite"
-    return None
-
-
-def _wrong_base(claim: Claim, standing: Standing) -> str | None:
-    age = staleness(claim.base_digest, standing)
-    if age is None:
-        return f"its base {claim.base_digest[:12]} is not one of this campaign"
-    if age > standing.max_staleness:
-        return f"its base is {age} bases old; at most {standing.max_staleness} are allowed"
-    if age > 0 and standing.merged_bases.get(claim.agent_id) == claim.base_digest:
-        return f"its work from base {claim.base_digest[:12]} was merged already"
-    return None
-
-
-def _wrong_counts(claim: Claim) -> str | None:
-    for what, value in (("steps", claim.steps), ("examples", claim.examples)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            return f"{what} must be a positive integer, not {value!r:.40}"
     return None
 
 

@@ -9,11 +9,15 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from coordinator.campaign.reply import AnyReply
+from coordinator.config import FedAvg, Strategy
 from coordinator.federation.errors import FederationError
+from protocol.contribution import WindowName
+from protocol.eligibility import Terms
+from protocol.fields import Count, Digest
+from protocol.update import Precision
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Count = Annotated[int, Field(ge=0)]
 RoundKind = Literal["statistics", "install", "train"]
 
 
@@ -40,13 +44,6 @@ class Member(_Model):
     public_key: str
 
 
-class StrategyConfig(_Model):
-    """One of Flower's strategies by name, with its own parameters."""
-
-    name: str = "fedavg"
-    params: dict[str, Any] = {}
-
-
 class GateConfig(_Model):
     """Limits of the gate.
 
@@ -66,7 +63,8 @@ class RoundOrder(_Model):
 
     base_weights: safetensors of the present base, and base_info its BaseInfo as JSON; both needed
         by install and train.
-    known_bases: digest of every base so far -> its round; staleness is how many came after.
+    terms: what was announced to the robots; needed by train. steps and window_id are for work
+        inside the window.
     merged_bases: agent -> digest of the base its last merged contribution was made on. A second
         contribution from the same base would count the same work twice, so it is refused.
     reply_timeout_s: for the answers to statistics and train; install_timeout_s for the push.
@@ -77,20 +75,17 @@ class RoundOrder(_Model):
     members: Annotated[list[Member], Field(min_length=1)]
     base_weights: Path | None = None
     base_info: dict[str, Any] | None = None
-    known_bases: dict[Digest, Count] = {}
+    terms: Terms | None = None
     merged_bases: dict[str, Digest] = {}
     reply_timeout_s: Seconds = 60.0
     install_timeout_s: Seconds = 60.0
     connect_timeout_s: Seconds = 15.0
-    strategy: StrategyConfig = StrategyConfig()
+    strategy: Strategy = FedAvg()
     gate: GateConfig = GateConfig()
-    local_work: Literal["anytime", "window"] = "anytime"
-    window_id: str | None = None
+    window_id: WindowName | None = None
     steps: Count | None = None
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
-    max_staleness: Count = 2
     min_replies: Annotated[int, Field(ge=1)] = 1
-    precision: Literal["float16", "float32"] = "float16"
+    precision: Precision = "float16"
 
     @model_validator(mode="after")
     def _complete(self) -> RoundOrder:
@@ -98,8 +93,11 @@ class RoundOrder(_Model):
             raise ValueError(f"a round of kind {self.kind} needs base_weights and base_info")
         if self.base_info is not None and "digest" not in self.base_info:
             raise ValueError("base_info needs the digest of the base")
-        if self.local_work == "window" and self.kind == "train" and not self.steps:
-            raise ValueError('local_work = "window" needs steps')
+        if self.kind == "train":
+            if self.terms is None or self.terms.base_digest != self.base_digest:
+                raise ValueError("a round of kind train needs terms, with the base of base_info")
+            if self.terms.local_work == "window" and not self.steps:
+                raise ValueError('local_work = "window" needs steps')
         ids = [member.agent_id for member in self.members]
         if len(set(ids)) != len(ids):
             raise ValueError("a member is named twice")
@@ -111,25 +109,6 @@ class RoundOrder(_Model):
         return str(self.base_info["digest"]) if self.base_info else ""
 
 
-class ReplyRecord(_Model):
-    """What one member answered, and what became of it. `weight` is its share before dividing."""
-
-    agent_id: str
-    accepted: bool
-    reason: str | None = None
-    steps: int = 0
-    examples: int = 0
-    loss: float | None = None
-    base_digest: str | None = None
-    staleness: int | None = None
-    weight: float = 0.0
-    update_norm: float | None = None
-    clipped: bool = False
-    sequence: int | None = None
-    bytes_up: int = 0
-    seconds: float | None = None
-
-
 class RoundResult(_Model):
     """What came of a round. `failure` says in one line why there is no aggregate, else None.
 
@@ -139,7 +118,7 @@ class RoundResult(_Model):
 
     round: int
     kind: RoundKind
-    replies: list[ReplyRecord]
+    replies: list[AnyReply]
     failure: str | None = None
     bytes_down: int = 0
     bytes_up: int = 0
@@ -172,15 +151,3 @@ def canonical_key(public_key: str | bytes) -> str:
     return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     ).decode()
-
-
-def merged_after(order: RoundOrder, result: RoundResult) -> dict[str, str]:
-    """`merged_bases` for the next order: the old ones, and what this round merged."""
-    if result.aggregate is None:
-        return dict(order.merged_bases)
-    fresh = {
-        reply.agent_id: reply.base_digest
-        for reply in result.replies
-        if reply.accepted and reply.base_digest
-    }
-    return {**order.merged_bases, **fresh}

@@ -16,24 +16,15 @@ from typing import Any, Protocol
 
 from flwr.app import RecordDict
 
+from coordinator.campaign.reply import AnyReply, ContributionReply, Reply, merged_bases
 from coordinator.federation.errors import FederationError, RoundFailed
-from coordinator.federation.gate import Claim, Standing, Verdict, judge
-from coordinator.federation.orders import (
-    Member,
-    ReplyRecord,
-    RoundOrder,
-    RoundResult,
-    canonical_key,
-)
-from coordinator.federation.strategies import (
-    Contribution,
-    aggregate,
-    load_memory,
-    min_replies,
-    save_memory,
-)
+from coordinator.federation.gate import Received, Standing, judge
+from coordinator.federation.orders import Member, RoundOrder, RoundResult, canonical_key
+from coordinator.federation.strategies import aggregate, load_memory, save_memory
 from policy.errors import PolicyError
 from policy.weights import Weights, load_weights, save_weights, weights_digest
+from protocol.contribution import Contribution
+from protocol.eligibility import Terms
 from protocol.errors import ProtocolError
 from protocol.flower import (
     INSTALL,
@@ -44,7 +35,6 @@ from protocol.flower import (
     InstallRequest,
     StatisticsReply,
     StatisticsRequest,
-    TrainReply,
     TrainRequest,
     pack,
     unpack,
@@ -62,8 +52,8 @@ NOT_CONNECTED = "its SuperNode is not connected to the SuperLink"
 log = logging.getLogger(__name__)
 
 
-class Answer(Protocol):
-    """One member's answer: content, or the problem that stands in its place."""
+class NodeReply(Protocol):
+    """What came from one member's node: content, or the problem that stands in its place."""
 
     @property
     def public_key(self) -> str: ...
@@ -82,8 +72,8 @@ class Fleet(Protocol):
 
     def ask(
         self, message_type: str, requests: Mapping[str, RecordDict], timeout_s: float
-    ) -> Iterator[Answer]:
-        """One answer a key, as they come, none later than the timeout."""
+    ) -> Iterator[NodeReply]:
+        """One reply a key, as they come, none later than the timeout."""
         ...
 
 
@@ -93,7 +83,7 @@ class _Round:
 
     order: RoundOrder
     members: dict[str, Member]
-    records: dict[str, ReplyRecord] = field(default_factory=dict)
+    replies: dict[str, AnyReply] = field(default_factory=dict)
     bytes_down: int = 0
     sketches: dict[str, dict[str, Any]] = field(default_factory=dict)
     installed: list[str] = field(default_factory=list)
@@ -102,22 +92,20 @@ class _Round:
     base_info: dict[str, Any] | None = None
 
     def refuse(self, agent_id: str, reason: str, **facts: Any) -> None:
-        self.records[agent_id] = ReplyRecord(
-            agent_id=agent_id, accepted=False, reason=reason, **facts
-        )
+        self.replies[agent_id] = Reply(agent_id=agent_id, accepted=False, reason=reason, **facts)
 
     def result(self, failure: str | None, seconds: float) -> RoundResult:
-        records = [
-            self.records[m.agent_id] for m in self.order.members if m.agent_id in self.records
+        replies = [
+            self.replies[m.agent_id] for m in self.order.members if m.agent_id in self.replies
         ]
         digest = self.base_info["digest"] if self.aggregate and self.base_info else None
         return RoundResult(
             round=self.order.round,
             kind=self.order.kind,
-            replies=records,
+            replies=replies,
             failure=failure,
             bytes_down=self.bytes_down,
-            bytes_up=sum(record.bytes_up for record in records),
+            bytes_up=sum(reply.bytes_up for reply in replies),
             sketches=self.sketches,
             aggregate=self.aggregate,
             aggregate_digest=digest,
@@ -192,7 +180,7 @@ def _statistics(gathered: _Round, fleet: Fleet, keys: list[str]) -> None:
             gathered.refuse(agent_id, "sketch: not a JSON object", seconds=answer.seconds)
             continue
         gathered.sketches[agent_id] = sketch
-        gathered.records[agent_id] = ReplyRecord(
+        gathered.replies[agent_id] = Reply(
             agent_id=agent_id, accepted=True, bytes_up=len(blob), seconds=answer.seconds
         )
     if len(gathered.sketches) < order.min_replies:
@@ -206,29 +194,20 @@ def _train(
     gathered: _Round, fleet: Fleet, keys: list[str], folder: Path, memory_folder: Path
 ) -> None:
     order = gathered.order
+    assert order.terms is not None
     base = _load_base(order)
-    needed = max(order.min_replies, min_replies(order.strategy))
-    claims = _collect(gathered, fleet, keys, base)
-    standing = Standing(
-        base=base,
-        base_digest=order.base_digest,
-        known_bases=order.known_bases,
-        merged_bases=order.merged_bases,
-        max_staleness=order.max_staleness,
-    )
-    verdicts = judge([claim for claim, _ in claims], standing, order.gate)
-    contributions = []
-    for verdict, (claim, record) in zip(verdicts, claims, strict=True):
-        gathered.records[claim.agent_id] = _judged(record, verdict)
-        if verdict.delta is not None:
-            contributions.append(Contribution(verdict.delta, verdict.weight, record.loss))
-    if len(contributions) < needed:
+    standing = Standing(base, order.terms, order.merged_bases)
+    received = judge(_collect(gathered, fleet, keys, base, order.terms), standing, order.gate)
+    gathered.replies |= {one.reply.agent_id: one.reply for one in received}
+    accepted = [one for one in received if one.reply.accepted]
+    needed = max(order.min_replies, order.strategy.min_replies)
+    if len(accepted) < needed:
         raise RoundFailed(
-            f"{len(contributions)} of {len(order.members)} members' work was accepted; "
+            f"{len(accepted)} of {len(order.members)} members' work was accepted; "
             f"{needed} are needed"
         )
     memory = load_memory(memory_folder, order.strategy, order.base_digest)
-    weights, memory = aggregate(order.strategy, base, contributions, order.round, memory)
+    weights, memory = aggregate(order.strategy, base, accepted, order.round, memory)
     digest = weights_digest(weights)
     path = folder / WEIGHTS_NAME
     save_weights(path, weights)
@@ -246,24 +225,23 @@ def _train(
 
 
 def _collect(
-    gathered: _Round, fleet: Fleet, keys: list[str], base: Weights
-) -> list[tuple[Claim, ReplyRecord]]:
+    gathered: _Round, fleet: Fleet, keys: list[str], base: Weights, terms: Terms
+) -> list[Received]:
     """The deltas that can be decoded, as they come; everything else is refused at once."""
     order = gathered.order
     timeout_s = order.reply_timeout_s
     request = TrainRequest(
         round=order.round,
-        base_digest=order.base_digest,
-        local_work=order.local_work,
+        terms=terms,
         window_id=order.window_id,
         steps=order.steps,
-        proximal_mu=order.proximal_mu,
+        proximal_mu=order.strategy.proximal_mu,
         time_s=max(timeout_s * TRANSFER_SHARE, timeout_s - TRANSFER_S),
         precision=order.precision,
     )
     base_bytes = sum(value.nbytes for value in base.values())
     limits = UpdateLimits(max_payload_bytes=base_bytes, max_tensors=len(base))
-    claims = []
+    received = []
     for answer in fleet.ask(TRAIN, {key: pack(request) for key in keys}, timeout_s):
         agent_id = gathered.members[answer.public_key].agent_id
         if answer.content is None:
@@ -271,40 +249,22 @@ def _collect(
             continue
         blob = b""
         try:
-            reply, blob = unpack(TrainReply, answer.content, base_bytes + HEADER_SLACK_BYTES)
+            work, blob = unpack(Contribution, answer.content, base_bytes + HEADER_SLACK_BYTES)
             delta: Weights = dict(decode_update(blob, limits).weights)
         except ProtocolError as error:
             gathered.refuse(
                 agent_id, f"update: {error}"[:300], bytes_up=len(blob), seconds=answer.seconds
             )
             continue
-        record = ReplyRecord(
+        reply = ContributionReply(
+            **work.model_dump(),
             agent_id=agent_id,
             accepted=False,
-            steps=reply.steps,
-            examples=reply.examples,
-            loss=reply.loss,
-            base_digest=reply.base_digest,
-            sequence=reply.sequence,
             bytes_up=len(blob),
             seconds=answer.seconds,
         )
-        claim = Claim(agent_id, delta, reply.steps, reply.examples, reply.base_digest)
-        claims.append((claim, record))
-    return claims
-
-
-def _judged(record: ReplyRecord, verdict: Verdict) -> ReplyRecord:
-    return record.model_copy(
-        update={
-            "accepted": verdict.accepted,
-            "reason": verdict.reason,
-            "staleness": verdict.staleness,
-            "weight": verdict.weight,
-            "update_norm": verdict.norm,
-            "clipped": verdict.clipped,
-        }
-    )
+        received.append(Received(reply, delta))
+    return received
 
 
 def _install(
@@ -313,12 +273,14 @@ def _install(
     """Push a base to the members that are online; what each answered is in the result."""
     order = gathered.order
     blob = encode_update(weights)
+    merged = merged_bases(gathered.replies.values())
     requests = {}
     for key in keys:
-        record = gathered.records.get(gathered.members[key].agent_id)
-        merged = record.base_digest if record is not None and record.accepted else None
         request = InstallRequest(
-            round=order.round, base_digest=info["digest"], info=info, merged_base=merged
+            round=order.round,
+            base_digest=info["digest"],
+            info=info,
+            merged_base=merged.get(gathered.members[key].agent_id),
         )
         requests[key] = pack(request, blob)
     gathered.bytes_down += len(blob) * len(requests)
@@ -338,11 +300,10 @@ def _install(
             gathered.not_installed[agent_id] = problem
             log.warning("base not installed on %s: %s", agent_id, problem)
         if order.kind == "install":
-            gathered.records[agent_id] = ReplyRecord(
+            gathered.replies[agent_id] = Reply(
                 agent_id=agent_id,
                 accepted=problem is None,
                 reason=problem,
-                base_digest=info["digest"],
                 seconds=answer.seconds,
             )
     if order.kind == "install" and len(gathered.installed) < order.min_replies:

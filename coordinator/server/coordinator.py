@@ -28,6 +28,7 @@ from coordinator.campaign.actions import (
 )
 from coordinator.campaign.campaign import Campaign
 from coordinator.campaign.state import Base, CampaignState, Export, RoundSummary, WindowRecord
+from coordinator.campaign.window import window_terms
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import CoordinatorError
 from coordinator.federation.campaign_rounds import make_order, read_result
@@ -242,28 +243,20 @@ class Coordinator:
         if self._announced is None:
             return
         record, closed = self._announced
-        rules = self._config.campaign
         closes = record.closes_unix_s
         lifetime_s = CLOSED_WINDOW_LIFETIME_S if closed else closes - now
         if lifetime_s <= 0:
             return
-        bases = self.state.known_bases()
+        terms = window_terms(self._config.campaign, self.state, record.base_digest)
         self._link.announce(
             lambda envelope: Window(
                 envelope=envelope,
                 window_id=record.window_id,
                 round=record.round,
-                base_digest=record.base_digest,
-                base_round=bases.get(record.base_digest, 0),
+                terms=terms,
                 opens_unix_s=record.opens_unix_s,
                 join_by_unix_s=record.join_by_unix_s,
                 closes_unix_s=closes,
-                local_work=rules.local_work,
-                steps=rules.steps if rules.local_work == "window" else None,
-                proximal_mu=rules.proximal_mu,
-                max_local_steps=rules.max_local_steps,
-                max_staleness=rules.max_staleness,
-                config_digest=self._config.digest(),
                 closed=closed,
             ),
             lifetime_s,

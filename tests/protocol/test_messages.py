@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.eligibility import MAX_BASES, Terms
 from protocol.errors import MalformedMessage
 from protocol.messages import (
     MAX_PAYLOAD_BYTES,
@@ -52,6 +53,14 @@ reports = st.builds(
 )
 
 
+terms = st.builds(
+    Terms,
+    bases=st.lists(digests, min_size=1, max_size=MAX_BASES).map(tuple),
+    max_staleness=st.integers(0, MAX_BASES - 1),
+    min_steps=st.integers(1, 10**6),
+)
+
+
 @st.composite
 def windows(draw: st.DrawFn) -> Window:
     opens, join_by, closes = sorted(draw(seconds) for _ in range(3))
@@ -59,14 +68,10 @@ def windows(draw: st.DrawFn) -> Window:
         envelope=draw(envelopes),
         window_id=draw(hex_32),
         round=draw(counts),
-        base_digest=draw(digests),
-        base_round=draw(counts),
+        terms=draw(terms),
         opens_unix_s=opens,
         join_by_unix_s=join_by,
         closes_unix_s=closes,
-        local_work="window",
-        steps=draw(st.integers(1, 10**6)),
-        config_digest=draw(digests),
         closed=draw(st.booleans()),
     )
 
@@ -222,11 +227,8 @@ def window(opens: float, join_by: float, closes: float) -> Window:
         envelope=envelope(),
         window_id="1" * 32,
         round=1,
-        base_digest=DIGEST,
-        base_round=0,
+        terms=Terms(bases=(DIGEST,)),
         opens_unix_s=opens,
         join_by_unix_s=join_by,
         closes_unix_s=closes,
-        local_work="anytime",
-        config_digest=DIGEST,
     )

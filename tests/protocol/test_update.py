@@ -20,7 +20,6 @@ from protocol.update import (
     decode_update,
     encode_update,
     fits_float16,
-    tensor_schema,
 )
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
@@ -164,18 +163,3 @@ def test_another_format_version_is_named():
 def test_a_pickle_is_not_an_update():
     with pytest.raises(BadUpdate, match="magic"):
         decode_update(pickle.dumps({"a": np.zeros(3)}))
-
-
-def test_schema_tells_order_shape_and_name_apart():
-    one, two = np.zeros(2, np.float32), np.zeros((2, 1), np.float32)
-    schemas = {
-        tensor_schema(weights)
-        for weights in (
-            {"a": one, "b": two},
-            {"b": two, "a": one},
-            {"a": two, "b": two},
-            {"a": one},
-        )
-    }
-    assert len(schemas) == 4
-    assert tensor_schema({"a": one}) == tensor_schema({"a": one + 1})

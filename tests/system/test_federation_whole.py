@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 
 from agent.training.exchange import (
-    Contribution,
     HeldOutResult,
     TrainingExchange,
     TrainingProgress,
 )
 from policy.statistics import Component, FeatureSketch, Sketch
+from protocol.contribution import Contribution
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 

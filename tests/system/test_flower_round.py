@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from agent.federation.supernode import SuperNode
-from agent.training.exchange import BaseInfo, Contribution, TrainingExchange
+from agent.training.exchange import BaseInfo, TrainingExchange
 from coordinator.config import CoordinatorConfig, Ports
 from coordinator.federation.driver import Member, RoundDriver, RoundOrder
 from coordinator.federation.errors import FederationError
@@ -28,6 +28,8 @@ from coordinator.identity.layout import Layout
 from policy.statistics import Normalizer
 from policy.weights import load_weights, save_weights, weights_digest
 from protocol.bundle import load_bundle
+from protocol.contribution import Contribution
+from protocol.eligibility import Terms
 
 pytestmark = pytest.mark.system
 
@@ -112,7 +114,7 @@ class RealFleet:
             "members": self.members,
             "base_weights": path,
             "base_info": base_info().model_dump(mode="json"),
-            "known_bases": {weights_digest(BASE): 0},
+            "terms": Terms(bases=(weights_digest(BASE),)),
             "reply_timeout_s": 25.0,
             "install_timeout_s": 25.0,
             "precision": "float32",

@@ -11,9 +11,11 @@ import pytest
 
 from agent.federation.client_app import ClientApp
 from agent.federation.errors import RequestDeclined
-from agent.training.exchange import BaseInfo, Contribution, TrainingExchange
+from agent.training.exchange import BaseInfo, TrainingExchange
 from policy.statistics import Normalizer
 from policy.weights import weights_digest
+from protocol.contribution import Contribution
+from protocol.eligibility import Terms
 from protocol.flower import (
     INSTALL,
     STATISTICS,
@@ -22,7 +24,6 @@ from protocol.flower import (
     InstallRequest,
     StatisticsReply,
     StatisticsRequest,
-    TrainReply,
     TrainRequest,
     pack,
     unpack,
@@ -91,11 +92,15 @@ def install_request(base, round_number=0, merged_base=None, **changes):
     return pack(InstallRequest(**fields | changes), encode_update(base))
 
 
-def train_request(base, **changes):
+def train_request(*bases, local_work="anytime", **changes):
+    """`bases`: newest first."""
     fields = {
         "round": 1,
-        "base_digest": weights_digest(base),
-        "local_work": "anytime",
+        "terms": Terms(
+            bases=tuple(weights_digest(base) for base in bases),
+            local_work=local_work,
+            max_staleness=len(bases) - 1,
+        ),
         "window_id": None,
         "steps": None,
         "proximal_mu": 0.0,
@@ -118,7 +123,7 @@ def contribution(base, **changes):
 
 
 def reply_to_train(app, request):
-    reply, blob = unpack(TrainReply, app.handle(TRAIN, request), LIMIT)
+    reply, blob = unpack(Contribution, app.handle(TRAIN, request), LIMIT)
     return reply, decode_update(blob).weights
 
 
@@ -189,7 +194,7 @@ def test_nothing_gained_is_declined(app, exchange):
     with pytest.raises(RequestDeclined, match="not published"):
         app.handle(TRAIN, train_request(base))
     exchange.publish_contribution(weights(), contribution(base, steps=0))
-    with pytest.raises(RequestDeclined, match="made no step"):
+    with pytest.raises(RequestDeclined, match="nothing gained yet: 0 steps"):
         app.handle(TRAIN, train_request(base))
 
 
@@ -200,10 +205,10 @@ def test_work_that_went_into_the_new_base_is_not_handed_over_again(app, exchange
     reply_to_train(app, train_request(old))
     app.handle(INSTALL, install_request(new, 1, merged_base=weights_digest(old)))
     exchange.publish_contribution(weights(0.6), contribution(old, sequence=2))
-    with pytest.raises(RequestDeclined, match=r"nothing new: .* went into round 1"):
-        app.handle(TRAIN, train_request(new))
+    with pytest.raises(RequestDeclined, match=r"was merged already, in round 1"):
+        app.handle(TRAIN, train_request(new, old))
     exchange.publish_contribution(weights(0.1), contribution(new, sequence=3))
-    assert reply_to_train(app, train_request(new))[0].sequence == 3
+    assert reply_to_train(app, train_request(new, old))[0].sequence == 3
 
 
 def test_work_that_came_too_late_for_a_round_may_be_offered_again(app, exchange):
@@ -212,7 +217,7 @@ def test_work_that_came_too_late_for_a_round_may_be_offered_again(app, exchange)
     exchange.publish_contribution(weights(0.5), contribution(old))
     reply_to_train(app, train_request(old))
     app.handle(INSTALL, install_request(new, 1, merged_base=None))
-    assert reply_to_train(app, train_request(new))[0].base_digest == weights_digest(old)
+    assert reply_to_train(app, train_request(new, old))[0].base_digest == weights_digest(old)
 
 
 def test_a_round_that_failed_leaves_the_work_to_be_offered_again(app, exchange):

@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 
 from agent.federation.control_plane import AgentInbox, CoordinatorClock
 from agent.federation.participation import Readiness, decide
-from agent.training.exchange import BaseInfo, Contribution
+from agent.training.exchange import BaseInfo
 from protocol.connection import Inbound
+from protocol.contribution import Contribution
+from protocol.eligibility import Terms
 from protocol.messages import Command, Envelope, Window
 from protocol.topics import Topics
 
 TOPICS = Topics("armada")
-BASE = "a" * 64
+BASE, OLD, OLDEST = "a" * 64, "b" * 64, "c" * 64
+TERMS = Terms(bases=(BASE, OLD, OLDEST), max_staleness=1)
 NOW = 5000.0
 
 
@@ -29,10 +32,8 @@ def envelope(issued: float = NOW, lifetime: float | None = 20.0, sequence: int =
 
 def window(opens: float = NOW, **changes) -> Window:
     fields = {
-        "envelope": envelope(opens), "window_id": "1" * 32, "round": 3, "base_digest": BASE,
-        "base_round": 2, "opens_unix_s": opens, "join_by_unix_s": opens + 2,
-        "closes_unix_s": opens + 20, "local_work": "anytime", "config_digest": BASE,
-        "max_staleness": 1,
+        "envelope": envelope(opens), "window_id": "1" * 32, "round": 3, "terms": TERMS,
+        "opens_unix_s": opens, "join_by_unix_s": opens + 2, "closes_unix_s": opens + 20,
     }  # fmt: skip
     return Window.model_validate({**fields, **changes})
 
@@ -104,13 +105,13 @@ def work(steps: int = 40, digest: str = BASE, number: int = 2) -> Contribution:
 
 def ready(**changes) -> Readiness:
     fields = {
-        "base": base(), "contribution": work(), "local_work": "anytime", "paused": False,
-        "in_use": False, "data_plane": True,
+        "base": base(), "contribution": work(), "merged_base": None, "local_work": "anytime",
+        "paused": False, "in_use": False, "data_plane": True,
     }  # fmt: skip
     return Readiness(**{**fields, **changes})
 
 
-SYNCHRONOUS = {"local_work": "window", "steps": 100}
+SYNCHRONOUS = {"terms": Terms(bases=(BASE, OLD), local_work="window")}
 
 
 @pytest.mark.parametrize(
@@ -122,12 +123,21 @@ SYNCHRONOUS = {"local_work": "window", "steps": 100}
         ({"data_plane": False}, {}, "decline", "the SuperNode is not connected"),
         ({"contribution": None}, {}, "decline", "nothing gained yet"),
         ({"contribution": work(0)}, {}, "decline", "nothing gained yet"),
-        ({"contribution": work(9, "b" * 64, 1)}, {}, "join", None),
-        ({"contribution": work(9, "b" * 64, 0)}, {}, "decline", "wrong base: what was gained"),
+        ({"contribution": work(9, OLD, 1)}, {}, "join", None),
+        ({"contribution": work(9, OLD, 1), "merged_base": OLD}, {}, "decline", "its work from"),
+        ({"merged_base": BASE}, {}, "join", None),
+        ({"contribution": work(9, OLDEST, 0)}, {}, "decline", "its base is 2 bases old"),
+        ({"contribution": work(9, "f" * 64, 2)}, {}, "decline", "its base ffffffffffff is not"),
+        (
+            {"contribution": work(9)},
+            {"terms": Terms(bases=(BASE,), min_steps=10)},
+            "decline",
+            "nothing gained yet: 9 steps since its base, of at least 10",
+        ),
         ({"in_use": True}, {}, "join", None),
         ({"local_work": "window"}, SYNCHRONOUS, "join", None),
         ({"local_work": "window", "in_use": True}, SYNCHRONOUS, "decline", "the robot is in use"),
-        ({"local_work": "window", "base": base("b" * 64)}, SYNCHRONOUS, "decline", "wrong base"),
+        ({"local_work": "window", "base": base(OLD)}, SYNCHRONOUS, "decline", "its base is 1"),
         ({}, SYNCHRONOUS, "decline", "this robot works anytime"),
     ],
 )
@@ -140,9 +150,9 @@ def test_join_or_decline_with_a_reason(changes, asked, decision, reason) -> None
 
 
 def test_a_join_says_what_was_gained_and_from_which_base() -> None:
-    answer = decide(window(), ready(contribution=work(9, "b" * 64, 1)), NOW)
+    answer = decide(window(), ready(contribution=work(9, OLD, 1)), NOW)
     assert answer is not None
-    assert (answer.base_digest, answer.steps, answer.examples) == ("b" * 64, 9, 9)
+    assert (answer.base_digest, answer.steps) == (OLD, 9)
 
 
 def test_a_closed_or_past_window_is_not_answered() -> None:

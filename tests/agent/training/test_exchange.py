@@ -11,13 +11,13 @@ from synthetic_pick import frames_of, normalizer_of, sketch_of, tiny_spec
 from agent.training.errors import BadBase, BadExchangeFile
 from agent.training.exchange import (
     BaseInfo,
-    Contribution,
     HeldOutResult,
     TrainingExchange,
     TrainingProgress,
     WorkOrder,
 )
 from policy.weights import Weights, weights_digest
+from protocol.contribution import Contribution
 
 SPEC = tiny_spec()
 NORMALIZER = normalizer_of(frames_of(2), SPEC)
@@ -40,7 +40,7 @@ def info_of(base: Weights, round_number: int = 0, **fields: object) -> BaseInfo:
 
 def contribution(sequence: int, **fields: object) -> Contribution:
     values: dict[str, object] = {
-        "base_digest": "d",
+        "base_digest": "d" * 64,
         "base_round": 1,
         "steps": 10,
         "examples": 20,

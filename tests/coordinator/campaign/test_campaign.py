@@ -17,6 +17,7 @@ from coordinator.campaign.actions import (
     RunRound,
 )
 from coordinator.campaign.campaign import Campaign
+from coordinator.campaign.reply import ContributionReply
 from coordinator.campaign.state import (
     Base,
     CampaignPhase,
@@ -25,8 +26,8 @@ from coordinator.campaign.state import (
     ReleaseRecord,
     RoundSummary,
 )
-from coordinator.campaign.window import AnswerRefusal
 from coordinator.config import CoordinatorConfig
+from protocol.eligibility import Ineligible
 from protocol.messages import (
     AgentStatus,
     Answer,
@@ -140,10 +141,7 @@ class Fleet:
         self.trained(number)
 
     def trained(self, number: int, members: tuple[str, ...] = AGENTS) -> None:
-        replies = [
-            {"agent_id": agent, "accepted": True, "base_digest": digest(number - 1)}
-            for agent in members
-        ]
+        replies = [accepted(agent, number - 1) for agent in members]
         self.campaign.on_trained(
             RoundSummary(
                 round=number, kind="train", members=list(members), replies=replies,
@@ -169,6 +167,13 @@ class Fleet:
             ),
             self.now,
         )  # fmt: skip
+
+
+def accepted(agent: str, base: int) -> ContributionReply:
+    return ContributionReply(
+        agent_id=agent, accepted=True, base_digest=digest(base), base_round=base, steps=50,
+        examples=9, loss=0.5, sequence=1,
+    )  # fmt: skip
 
 
 def built() -> BuiltBase:
@@ -318,7 +323,7 @@ def test_a_refused_answer_is_recorded_with_its_reason() -> None:
     fleet.get_base_0()
     fleet.everybody(0, 50)
     fleet.tick()
-    assert fleet.answer("arm-1", base=8) is AnswerRefusal.UNKNOWN_BASE
+    assert fleet.answer("arm-1", base=8) is Ineligible.UNKNOWN_BASE
     fleet.tick(3.0)
     assert fleet.state.windows[-1].refused == {"arm-1": "unknown_base"}
 
@@ -331,12 +336,16 @@ def test_a_failed_round_keeps_the_base_and_the_campaign_goes_on() -> None:
     for agent in AGENTS:
         fleet.answer(agent)
     fleet.tick()
-    summary = RoundSummary(round=1, kind="train", members=list(AGENTS), error="too few replies")
+    summary = RoundSummary(
+        round=1, kind="train", members=list(AGENTS), error="too few replies",
+        replies=[accepted("arm-1", 0)],
+    )  # fmt: skip
     fleet.campaign.on_trained(summary, None, fleet.now)
     assert fleet.state.phase is CampaignPhase.WAITING
     assert fleet.state.round == 0
     assert fleet.state.windows[-1].outcome == "too few replies"
     assert not fleet.state.candidates
+    assert fleet.state.merged_bases == {}, "what was accepted went into no base"
 
 
 def test_a_latecomer_gets_the_base_between_windows() -> None:
@@ -371,7 +380,7 @@ def test_a_robot_that_worked_on_the_last_base_is_not_given_the_new_one_before_it
     fleet.everybody(1, 50)
     fleet.tick(3.0)
     assert fleet.answer("arm-3", base=0, steps=80) is None
-    assert fleet.answer("arm-1", base=0, steps=80) is AnswerRefusal.NOTHING_GAINED
+    assert fleet.answer("arm-1", base=0, steps=80) is Ineligible.MERGED
 
 
 def test_a_release_that_is_worse_than_the_last_is_refused_and_recorded() -> None:

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.campaign.window import AnswerRefusal, WindowPhase, WindowRules, WindowState
+from coordinator.campaign.window import (
+    AnswerRefusal,
+    Refusal,
+    WindowPhase,
+    WindowRules,
+    WindowState,
+)
+from protocol.eligibility import Ineligible, Terms
 from protocol.messages import Answer, Envelope
 
 WINDOW = "1" * 32
@@ -15,16 +22,14 @@ NEW, OLD, ANCIENT, STRANGE = "a" * 64, "b" * 64, "c" * 64, "d" * 64
 MEMBERS = ("arm-1", "arm-2", "arm-3")
 
 
-def make(expected: tuple[str, ...] = MEMBERS, local_work: str = "anytime", **rules) -> WindowState:
+TERMS = Terms(bases=(NEW, OLD, ANCIENT), max_staleness=1, min_steps=10)
+
+
+def make(expected: tuple[str, ...] = MEMBERS, terms: Terms = TERMS, **rules) -> WindowState:
     fields = {
         "min_agents": 2,
-        "min_local_steps": 10,
-        "max_staleness": 1,
-        "local_work": local_work,
         "members": frozenset(MEMBERS),
-        "known_bases": {NEW: 5, OLD: 4, ANCIENT: 3},
-        "base_digest": NEW,
-        "base_round": 5,
+        "terms": terms,
     }
     return WindowState(
         WINDOW, OPENS, JOIN_BY, CLOSES, WindowRules(**{**fields, **rules}), frozenset(expected)
@@ -56,14 +61,14 @@ def answer(
         (answer(), OPENS - 0.001, AnswerRefusal.NOT_OPEN),
         (answer(window="2" * 32), 101.0, AnswerRefusal.OTHER_WINDOW),
         (answer(agent="arm-9"), 101.0, AnswerRefusal.STRANGER),
-        (answer(base=ANCIENT), 101.0, AnswerRefusal.STALE),
-        (answer(base=STRANGE), 101.0, AnswerRefusal.UNKNOWN_BASE),
-        (answer(base=None), 101.0, AnswerRefusal.UNKNOWN_BASE),
-        (answer(steps=9), 101.0, AnswerRefusal.NOTHING_GAINED),
-        (answer(steps=0), 101.0, AnswerRefusal.NOTHING_GAINED),
+        (answer(base=ANCIENT), 101.0, Ineligible.STALE),
+        (answer(base=STRANGE), 101.0, Ineligible.UNKNOWN_BASE),
+        (answer(base=None), 101.0, Ineligible.UNKNOWN_BASE),
+        (answer(steps=9), 101.0, Ineligible.NOTHING_GAINED),
+        (answer(steps=0), 101.0, Ineligible.NOTHING_GAINED),
     ],
 )
-def test_each_rule(given_answer: Answer, now: float, verdict: AnswerRefusal | None) -> None:
+def test_each_rule(given_answer: Answer, now: float, verdict: Refusal | None) -> None:
     window = make()
     assert window.answer(given_answer, now) is verdict
     assert (given_answer.agent_id in window.joined) == (
@@ -79,14 +84,14 @@ def test_the_first_answer_stands() -> None:
 
 
 def test_a_window_of_synchronous_work_takes_its_own_base_only_and_needs_no_steps() -> None:
-    window = make(local_work="window")
+    window = make(terms=Terms(bases=TERMS.bases, local_work="window"))
     assert window.answer(answer("arm-1", steps=0), 101.0) is None
-    assert window.answer(answer("arm-2", base=OLD), 101.0) is AnswerRefusal.UNKNOWN_BASE
+    assert window.answer(answer("arm-2", base=OLD), 101.0) is Ineligible.STALE
 
 
 def test_work_that_was_merged_already_does_not_count_again() -> None:
     window = make(merged_bases={"arm-1": OLD})
-    assert window.answer(answer("arm-1", base=OLD), 101.0) is AnswerRefusal.NOTHING_GAINED
+    assert window.answer(answer("arm-1", base=OLD), 101.0) is Ineligible.MERGED
     assert window.answer(answer("arm-2", base=OLD), 101.0) is None
 
 
@@ -104,7 +109,7 @@ def test_a_refused_answer_is_an_answer_too() -> None:
     window.answer(answer("arm-2"), 100.5)
     window.answer(answer("arm-3", steps=0), 100.5)
     assert window.tick(100.6) is WindowPhase.COLLECTING
-    assert window.refused == {"arm-3": AnswerRefusal.NOTHING_GAINED}
+    assert window.refused == {"arm-3": Ineligible.NOTHING_GAINED}
 
 
 def test_a_silent_robot_costs_the_joining_time_and_no_more() -> None:
