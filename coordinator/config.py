@@ -41,16 +41,16 @@ class Ports(Table):
 
 Rate = Annotated[float, Field(gt=0, le=1e3)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Mu = Annotated[float, Field(ge=0, le=1e3)]
-Faulty = Annotated[int, Field(ge=0, le=1000)]
 
 
 class _Strategy(Table):
-    """Parameters bear Flower's names. proximal_mu: weight of FedProx's term in each robot's loss;
-    it goes with every strategy, since it changes what robots do and not how they are averaged.
+    """Parameters bear Flower's names.
+
+    Every strategy may have the proximal term: it changes what robots do, not how they are averaged.
     """
 
-    proximal_mu: Mu = 0.0
+    proximal_mu: Annotated[float, Field(ge=0, le=1e3)] = 0.0
+    """Pull of local work towards the base, FedProx's mu; 0 is none."""
 
     @property
     def min_replies(self) -> int:
@@ -68,7 +68,8 @@ class FedProx(_Strategy):
     """FedAvg of robots that are held near the base (Li et al. 2020)."""
 
     name: Literal["fedprox"]
-    proximal_mu: Annotated[float, Field(gt=0, le=1e3)]
+    proximal_mu: Rate
+    """Pull of local work towards the base."""
 
 
 class FedAvgM(_Strategy):
@@ -76,7 +77,9 @@ class FedAvgM(_Strategy):
 
     name: Literal["fedavgm"]
     server_learning_rate: Rate = 1.0
+    """Step along the mean."""
     server_momentum: Decay = 0.0
+    """Share of the last step that is kept."""
 
 
 class FedAdam(_Strategy):
@@ -84,40 +87,44 @@ class FedAdam(_Strategy):
 
     name: Literal["fedadam"]
     eta: Rate = 0.1
-    eta_l: Rate = 0.1
+    """Step of the server."""
     beta_1: Decay = 0.9
+    """Of the first moment."""
     beta_2: Decay = 0.99
+    """Of the second moment."""
     tau: Rate = 1e-3
+    """The smaller, the more adaptive."""
 
 
-class FedYogi(_Strategy):
+class FedYogi(FedAdam):
     """Yogi on the server (Reddi et al. 2021)."""
 
-    name: Literal["fedyogi"]
+    name: Literal["fedyogi"]  # type: ignore[assignment]
     eta: Rate = 0.01
-    eta_l: Rate = 0.0316
-    beta_1: Decay = 0.9
-    beta_2: Decay = 0.99
-    tau: Rate = 1e-3
+    """Step of the server."""
 
 
-class Krum(_Strategy):
+class _Selecting(_Strategy):
+    num_malicious_nodes: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Faulty robots that are withstood."""
+
+
+class Krum(_Selecting):
     """The one reply nearest to its neighbours (Blanchard et al. 2017)."""
 
     name: Literal["krum"]
-    num_malicious_nodes: Faulty = 0
 
     @property
     def min_replies(self) -> int:
         return 2 * self.num_malicious_nodes + 3
 
 
-class MultiKrum(_Strategy):
+class MultiKrum(_Selecting):
     """Mean of the replies that Krum ranks first (Blanchard et al. 2017)."""
 
     name: Literal["multikrum"]
-    num_malicious_nodes: Faulty = 0
     num_nodes_to_select: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How many are averaged."""
 
     @property
     def min_replies(self) -> int:
@@ -126,11 +133,10 @@ class MultiKrum(_Strategy):
         return max(2 * faulty + 3, self.num_nodes_to_select + faulty)
 
 
-class Bulyan(_Strategy):
+class Bulyan(_Selecting):
     """Trimmed mean of what Krum selects (El Mhamdi et al. 2018)."""
 
     name: Literal["bulyan"]
-    num_malicious_nodes: Faulty = 0
 
     @property
     def min_replies(self) -> int:
@@ -148,10 +154,11 @@ class FedMedian(_Strategy):
 
 
 class FedTrimmedAvg(_Strategy):
-    """Mean of each number without the share `beta` at each end (Yin et al. 2018)."""
+    """Mean of each number, without the extremes (Yin et al. 2018)."""
 
     name: Literal["fedtrimmedavg"]
     beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Share that is cut at each end."""
 
     @property
     def min_replies(self) -> int:
@@ -164,7 +171,9 @@ class QFedAvg(_Strategy):
 
     name: Literal["qfedavg"]
     client_learning_rate: Rate
+    """The robots' own."""
     q: Annotated[float, Field(ge=0, le=100)] = 0.1
+    """How much a high loss is favoured; 0 is FedAvg."""
 
 
 AnyStrategy = (

@@ -139,6 +139,22 @@ def _sections(schema: dict[str, Any]) -> list[str]:
         if required:
             lines[-1] += " Required."
         lines += ["", *_rows(table["properties"], table.get("required", []))]
+        for name, entry in table["properties"].items():
+            if "oneOf" in entry:
+                lines += _kinds(f"{title}.{name}", entry, definitions)
+    return lines
+
+
+def _kinds(title: str, entry: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
+    """One of several kinds of table, told apart by one key."""
+    key = entry["discriminator"]["propertyName"]
+    lines = []
+    for _, table in _tables_of(title, entry, definitions):
+        properties = dict(table["properties"])
+        kind = properties.pop(key)["const"]
+        lines += ["", f'### [{title}] {key} = "{kind}"', ""]
+        lines += [" ".join(table.get("description", "").split()), ""]
+        lines += _rows(properties, table.get("required", []))
     return lines
 
 
@@ -176,6 +192,8 @@ def _allowed(entry: dict[str, Any]) -> str:
     """Type and bounds in words."""
     if "anyOf" in entry:
         return " or ".join(_allowed(each) for each in entry["anyOf"] if each.get("type") != "null")
+    if "oneOf" in entry:
+        return "a table below"
     if "enum" in entry:
         return ", ".join(f'"{value}"' for value in entry["enum"])
     if "const" in entry:

@@ -120,12 +120,17 @@ def explain(kind: type[BaseModel], error: ValidationError) -> str:
     location = [str(part) for part in problem["loc"] if part != "[key]"]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return _unknown(key, location[-1], _keys_beside(kind, location))
+        return _unknown(f"key {key}", location[-1], _keys_beside(kind, location))
+    if problem["type"] == "union_tag_invalid":
+        tag, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
+        return _unknown(f"{key} {tag!r}", tag, tags.split(", "))
     if problem["type"] == "missing":
         return f"key {key} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     if not key:
         return message
+    if isinstance(problem["input"], dict):
+        return f"{key}: {message}"
     return f"{key} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"
 
 
@@ -159,14 +164,14 @@ def _refuse_strange_variables(kind: type[Settings]) -> None:
         if variable.upper().startswith(prefix):
             section = variable[len(prefix) :].split(NESTED)[0].lower()
             if section not in kind.model_fields:
-                line = _unknown(section, section, list(kind.model_fields))
+                line = _unknown(f"key {section}", section, list(kind.model_fields))
                 raise BadSettings(f"environment variable {variable}: {line}")
 
 
-def _unknown(key: str, last: str, allowed: list[str]) -> str:
+def _unknown(what: str, last: str, allowed: list[str]) -> str:
     near = difflib.get_close_matches(last, allowed, 1)
     meant = f"; did you mean {near[0]}?" if near else ";"
-    return f"unknown key {key}{meant} allowed here: {', '.join(allowed) or 'none'}"
+    return f"unknown {what}{meant} allowed here: {', '.join(allowed) or 'none'}"
 
 
 def _keys_beside(kind: type[BaseModel], location: list[str]) -> list[str]:

@@ -36,6 +36,7 @@ UnixSeconds = Annotated[float, Field(ge=0, le=1e11)]
 CommandWord = Literal["pause", "resume", "roll_back", "collect"]
 COMMANDS: tuple[str, ...] = get_args(CommandWord)
 
+
 class Envelope(WireModel):
     """Who speaks in which breath: one session a connection, one sequence a session.
 

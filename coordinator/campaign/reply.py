@@ -16,7 +16,8 @@ from protocol.contribution import Contribution
 class Reply(BaseModel):
     """Any member's answer, a missing one too. `reason`: the one line why it was not accepted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A campaign.json of before ContributionReply is read too; what is left out is in the audit log.
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     agent_id: str
     accepted: bool
@@ -38,7 +39,7 @@ class ContributionReply(Reply, Contribution):
     clipped: bool = False
 
 
-# The fields tell which: the first has more of them, and neither takes the other's.
+# Pydantic takes the one of which more fields are there.
 AnyReply = ContributionReply | Reply
 
 
