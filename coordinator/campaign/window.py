@@ -129,16 +129,6 @@ class WindowState:
         if self.outcome is None:
             self.outcome = outcome
 
-    def next_change_unix_s(self) -> float | None:
-        """When tick will change the phase by time alone."""
-        match self.phase:
-            case WindowPhase.JOINING:
-                return self.join_by_unix_s
-            case WindowPhase.COLLECTING:
-                return self.closes_unix_s
-            case _:
-                return None
-
     def _all_answered(self) -> bool:
         answered = self.joined.keys() | self.declined.keys() | self.refused.keys()
         return bool(self.expected) and self.expected <= answered

@@ -91,8 +91,12 @@ class _Round:
     aggregate: Path | None = None
     base_info: dict[str, Any] | None = None
 
-    def refuse(self, agent_id: str, reason: str, **facts: Any) -> None:
-        self.replies[agent_id] = Reply(agent_id=agent_id, accepted=False, reason=reason, **facts)
+    def refuse(
+        self, agent_id: str, reason: str, *, seconds: float | None = None, bytes_up: int = 0
+    ) -> None:
+        self.replies[agent_id] = Reply(
+            agent_id=agent_id, accepted=False, reason=reason, bytes_up=bytes_up, seconds=seconds
+        )
 
     def result(self, failure: str | None, seconds: float) -> RoundResult:
         replies = [
