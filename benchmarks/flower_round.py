@@ -31,7 +31,7 @@ from coordinator.config import CoordinatorConfig, Ports
 from coordinator.federation.driver import Member, RoundDriver, RoundOrder
 from coordinator.federation.errors import FederationError
 from coordinator.federation.superlink import superlink_access, superlink_command
-from coordinator.identity.enrolment import Authority, create_identities, enrol_robot
+from coordinator.identity.enrolment import Authority, create_identities, enrol
 from coordinator.identity.layout import Layout
 from policy.statistics import Normalizer
 from policy.weights import Weights, load_weights, save_weights, weights_digest
@@ -65,7 +65,7 @@ def measure(folder: Path, nodes: int, rounds: int, sizes_mb: list[float]) -> dic
     authority = Authority.create("bench", lambda: datetime.datetime.now(datetime.UTC))
     create_identities(layout, config, authority)
     enrolled = [
-        enrol_robot(layout, config, f"arm-{i}", folder / f"bundle-{i}", authority, time.time())
+        enrol(layout, config, f"arm-{i}", folder / f"bundle-{i}", authority, time.time())
         for i in range(nodes)
     ]
     members = [Member(agent_id=a.agent_id, public_key=a.public_key) for a in enrolled]

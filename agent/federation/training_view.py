@@ -11,7 +11,6 @@ from typing import Any
 from agent.training.errors import TrainingError
 from agent.training.exchange import (
     BaseInfo,
-    HeldOutResult,
     MergedWork,
     Stamp,
     TrainingExchange,
@@ -64,7 +63,7 @@ class TrainingView:
         self._progress = _Cached[TrainingProgress | None](
             folder / "progress.json", exchange.progress, None
         )
-        self._held_out = _Cached[dict[str, HeldOutResult]](
+        self._held_out = _Cached[dict[str, HeldOutReport]](
             folder / "held_out.json", exchange.held_out, {}
         )
         self._sketch = folder / "sketch.json"
@@ -119,13 +118,4 @@ class TrainingView:
 
     def held_out(self) -> dict[str, HeldOutReport]:
         """The newest evaluations, by base digest."""
-        newest = list(self._held_out.get().items())[-REPORTED_BASES:]
-        return {
-            digest: HeldOutReport(
-                round=result.round,
-                action_mae=result.action_mae,
-                loss=result.loss,
-                frames=result.frames,
-            )
-            for digest, result in newest
-        }
+        return dict(list(self._held_out.get().items())[-REPORTED_BASES:])

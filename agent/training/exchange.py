@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from agent.training.errors import BadBase, BadExchangeFile
 from host.complaints import first_complaint
@@ -28,6 +28,7 @@ from policy.weights import (
     weights_digest,
 )
 from protocol.contribution import Contribution
+from protocol.messages import HeldOutReport
 
 _META = "armada.meta"
 _HELD_OUT_KEPT = 256  # rounds whose evaluation is remembered
@@ -68,13 +69,8 @@ class WorkOrder(_Record):
     deadline_unix_s: float
 
 
-class HeldOutResult(_Record):
-    """Error of a base on episodes that this robot never trains from."""
-
-    action_mae: float  # in raw joint units, mean over joints, chunk and frames
-    loss: float
-    frames: int
-    round: int
+class _HeldOut(RootModel[dict[str, HeldOutReport]]):
+    """Base digest -> error of that base."""
 
 
 class TrainingProgress(_Record):
@@ -194,28 +190,18 @@ class TrainingExchange:
 
     # --- evaluation, statistics and progress: written by ingest and the trainer ---
 
-    def held_out(self) -> dict[str, HeldOutResult]:
+    def held_out(self) -> dict[str, HeldOutReport]:
         """Base digest -> held-out error, oldest first."""
         content = _read(self._held_out)
-        if content is None:
-            return {}
-        try:
-            table = json.loads(content)
-            return {
-                str(digest): _parse(HeldOutResult, self._held_out, json.dumps(result))
-                for digest, result in table.items()
-            }
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise BadExchangeFile(f"{self._held_out}: not a JSON object ({error})") from error
+        return {} if content is None else _parse(_HeldOut, self._held_out, content).root
 
-    def publish_held_out(self, base_digest: str, result: HeldOutResult) -> None:
-        """Add or replace the result of one base."""
-        results = self.held_out()
-        results.pop(base_digest, None)
-        results[base_digest] = result
-        newest = list(results.items())[-_HELD_OUT_KEPT:]
-        text = json.dumps({digest: entry.model_dump() for digest, entry in newest})
-        write_durable(self._held_out, text.encode())
+    def publish_held_out(self, base_digest: str, report: HeldOutReport) -> None:
+        """Add or replace the report on one base."""
+        reports = self.held_out()
+        reports.pop(base_digest, None)
+        reports[base_digest] = report
+        newest = dict(list(reports.items())[-_HELD_OUT_KEPT:])
+        write_durable(self._held_out, _HeldOut(newest).model_dump_json().encode())
 
     def publish_sketch(self, sketch: Sketch | Mapping[str, Any]) -> None:
         """Replace the sketch of this robot's training episodes."""

@@ -7,6 +7,7 @@ a window's work order; work ahead (``local_work = "anytime"``) up to the base's 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import torch
 from agent.config import AgentConfig
 from agent.training.errors import BadExchangeFile
 from agent.training.exchange import (
-    HeldOutResult,
     Stamp,
     TrainingExchange,
     TrainingProgress,
@@ -27,6 +27,7 @@ from agent.training.training_data import DatasetSource, TrainingData
 from policy.build import build_policy, write_weights
 from policy.errors import PolicyError
 from policy.train import held_out_error
+from protocol.messages import HeldOutReport
 
 log = logging.getLogger(__name__)
 
@@ -159,9 +160,12 @@ class TrainingScheduler:
         assert self._judge is not None
         write_weights(self._judge, base.weights)
         result = held_out_error(self._judge, batches, base.normalizer)
+        if not (math.isfinite(result.action_mae) and math.isfinite(result.loss)):
+            log.warning("base %s is not reported: its error is no number", base.info.digest[:12])
+            return
         self._exchange.publish_held_out(
             base.info.digest,
-            HeldOutResult(
+            HeldOutReport(
                 action_mae=result.action_mae,
                 loss=result.loss,
                 frames=result.frames,

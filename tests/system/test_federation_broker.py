@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.config import CoordinatorConfig, Ports
-from coordinator.identity.enrolment import Authority, create_identities, enrol_robot
+from coordinator.identity.enrolment import Authority, create_identities, enrol
 from coordinator.identity.layout import Layout
 from coordinator.identity.mosquitto import write_broker_files
 from protocol.bundle import Endpoint
@@ -62,7 +62,7 @@ class Site:
         create_identities(self.layout, self.config, authority)
         self.file = write_broker_files(self.layout, self.config)
         for name in ("arm-1", "arm-2"):
-            enrol_robot(self.layout, self.config, name, folder / name, authority, time.time())
+            enrol(self.layout, self.config, name, folder / name, authority, time.time())
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 
 from agent.training.exchange import (
-    HeldOutResult,
     TrainingExchange,
     TrainingProgress,
 )
 from policy.statistics import Component, FeatureSketch, Sketch
 from protocol.contribution import Contribution
+from protocol.messages import HeldOutReport
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -248,7 +248,7 @@ state_dir = "state"
         info = self.exchange.base_info()
         assert info is not None
         self.exchange.publish_held_out(
-            info.digest, HeldOutResult(action_mae=error, loss=error, frames=40, round=info.round)
+            info.digest, HeldOutReport(action_mae=error, loss=error, frames=40, round=info.round)
         )
 
     def base_round(self) -> int | None:

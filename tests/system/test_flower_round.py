@@ -23,7 +23,7 @@ from coordinator.config import CoordinatorConfig, Ports
 from coordinator.federation.driver import Member, RoundDriver, RoundOrder
 from coordinator.federation.errors import FederationError
 from coordinator.federation.superlink import superlink_access, superlink_command
-from coordinator.identity.enrolment import Authority, create_identities, enrol_robot
+from coordinator.identity.enrolment import Authority, create_identities, enrol
 from coordinator.identity.layout import Layout
 from policy.statistics import Normalizer
 from policy.weights import load_weights, save_weights, weights_digest
@@ -69,9 +69,7 @@ class RealFleet:
         self.authority = Authority.create("test", wall)
         create_identities(layout, self.config, self.authority)
         enrolled = [
-            enrol_robot(
-                layout, self.config, f"arm-{i}", folder / f"bundle-{i}", self.authority, 0.0
-            )
+            enrol(layout, self.config, f"arm-{i}", folder / f"bundle-{i}", self.authority, 0.0)
             for i in range(NODES)
         ]
         self.members = [Member(agent_id=a.agent_id, public_key=a.public_key) for a in enrolled]
@@ -323,7 +321,7 @@ def test_code_that_comes_with_a_run_is_never_executed_on_a_robot(fleet, tmp_path
 def test_a_superlink_of_another_authority_is_one_clear_line(fleet, tmp_path):
     stranger = Authority.create("stranger", wall)
     folder = tmp_path / "bundle"
-    enrol_robot(Layout(tmp_path / "other"), fleet.config, "arm-9", folder, stranger, 0.0)
+    enrol(Layout(tmp_path / "other"), fleet.config, "arm-9", folder, stranger, 0.0)
     node = SuperNode(load_bundle(folder), tmp_path / "node", tmp_path / "exchange")
     node.start()
     try:
@@ -336,7 +334,7 @@ def test_a_superlink_of_another_authority_is_one_clear_line(fleet, tmp_path):
 
 def test_a_robot_that_is_not_registered_is_turned_away_with_a_clear_line(fleet, tmp_path):
     folder = tmp_path / "bundle"
-    enrol_robot(Layout(tmp_path / "other"), fleet.config, "arm-9", folder, fleet.authority, 0.0)
+    enrol(Layout(tmp_path / "other"), fleet.config, "arm-9", folder, fleet.authority, 0.0)
     node = SuperNode(load_bundle(folder), tmp_path / "node", tmp_path / "exchange")
     node.start()
     try:

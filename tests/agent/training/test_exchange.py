@@ -11,13 +11,13 @@ from synthetic_pick import frames_of, normalizer_of, sketch_of, tiny_spec
 from agent.training.errors import BadBase, BadExchangeFile
 from agent.training.exchange import (
     BaseInfo,
-    HeldOutResult,
     TrainingExchange,
     TrainingProgress,
     WorkOrder,
 )
 from policy.weights import Weights, weights_digest
 from protocol.contribution import Contribution
+from protocol.messages import HeldOutReport
 
 SPEC = tiny_spec()
 NORMALIZER = normalizer_of(frames_of(2), SPEC)
@@ -159,7 +159,7 @@ def test_held_out_results_stay_by_base_and_the_oldest_are_forgotten(
     exchange = TrainingExchange(tmp_path)
     for number in range(5):
         exchange.publish_held_out(
-            f"base-{number}", HeldOutResult(action_mae=1.0, loss=0.1, frames=5, round=number)
+            f"base-{number}", HeldOutReport(action_mae=1.0, loss=0.1, frames=5, round=number)
         )
     kept = exchange.held_out()
     assert list(kept) == ["base-2", "base-3", "base-4"]

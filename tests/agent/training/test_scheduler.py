@@ -12,13 +12,14 @@ from written_episodes import configured, write_episode
 from agent.config import AgentConfig
 from agent.dataset.ingest import Ingest
 from agent.policies.folder import read_policy_folder
-from agent.training.exchange import TrainingExchange, WorkOrder
+from agent.training.exchange import BaseInfo, TrainingExchange, WorkOrder
 from agent.training.scheduler import TrainingScheduler
 from policy.batches import open_batches
 from policy.build import build_policy, write_weights
 from policy.session import OnnxPolicy
 from policy.train import held_out_error
-from policy.weights import add, weights_digest
+from policy.weights import Weights, add, weights_digest
+from protocol.contribution import MAX_LOSS
 
 
 class Clock:
@@ -104,6 +105,35 @@ def test_a_base_is_evaluated_before_any_step_is_made_from_it(site: Site) -> None
     exact = held_out_error(policy, held_out.ordered(64), NORMALIZER)
     assert (result.frames, result.round) == (40, 4)
     assert result.action_mae == pytest.approx(exact.action_mae, rel=1e-4)
+
+
+def inflated(factor: float) -> tuple[Weights, BaseInfo]:
+    """A base with weights that no training would give."""
+    weights, info = base(0)
+    large = {
+        name: (value * np.float32(factor)).astype(np.float32) for name, value in weights.items()
+    }
+    return large, info.model_copy(update={"digest": weights_digest(large)})
+
+
+def test_an_error_that_is_no_number_is_not_reported_and_training_goes_on(site: Site) -> None:
+    weights, info = inflated(1e30)
+    site.exchange.install_base(weights, info)
+    site.turns(5)
+    assert site.exchange.held_out() == {}
+    assert site.scheduler.phase == "training"
+    site.exchange.install_base(*base(1))
+    site.turns(3)
+    assert set(site.exchange.held_out()) == {base(1)[1].digest}
+
+
+def test_a_loss_beyond_what_may_be_claimed_is_claimed_as_that(site: Site) -> None:
+    weights, info = inflated(1e6)
+    site.exchange.install_base(weights, info.model_copy(update={"max_local_steps": 2}))
+    site.turns(10)
+    found = site.exchange.contribution_info()
+    assert found is not None
+    assert (found.steps, found.loss) == (2, MAX_LOSS)
 
 
 def test_a_contribution_is_what_was_gained_since_the_base(site: Site) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from coordinator.config import CoordinatorConfig, Ports
 from coordinator.errors import CoordinatorError
-from coordinator.identity.enrolment import Authority, create_identities, enrol_robot
+from coordinator.identity.enrolment import Authority, create_identities, enrol
 from coordinator.identity.layout import Layout
 from coordinator.releases import ReleaseRepository
 from coordinator.server.https import HttpsServer, make_app
@@ -35,7 +35,7 @@ class Site:
         config = CoordinatorConfig(ports=Ports(https=self.port))
         authority = Authority.create("armada", lambda: datetime.now(UTC))
         create_identities(self.layout, config, authority)
-        enrol_robot(self.layout, config, "arm-1", folder / "arm-1", authority, time.time())
+        enrol(self.layout, config, "arm-1", folder / "arm-1", authority, time.time())
         self.repository = ReleaseRepository(self.layout.releases)
         self.commands: list[tuple[str, str]] = []
         app = make_app(self.repository, lambda: b'{"round": 3}', self.command)
