@@ -213,7 +213,9 @@ def _origin(kind: type[Settings], key: str, table: Mapping[str, Any], path: Path
         return f"${variable}"
     found: object = table
     for part in key.split("."):
-        if not isinstance(found, dict) or part not in found:
+        if not isinstance(found, dict):
+            break  # a word that stands for a table
+        if part not in found:
             return "default"
         found = found[part]
     return str(path)

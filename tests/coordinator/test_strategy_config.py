@@ -9,11 +9,19 @@ import pytest
 
 from coordinator.campaign.actions import RunRound
 from coordinator.campaign.state import Base, CampaignState
-from coordinator.config import STRATEGIES, CampaignConfig, FedAvg, Krum, load_config
+from coordinator.config import (
+    STRATEGIES,
+    CampaignConfig,
+    CoordinatorConfig,
+    FedAvg,
+    Krum,
+    load_config,
+)
 from coordinator.errors import ConfigError
 from coordinator.federation.campaign_rounds import make_order
 from coordinator.federation.orders import Member, RoundOrder
 from coordinator.federation.strategies import CLASSES
+from host.settings import settings_in_force
 
 ROBOTS_OWN = {"name", "proximal_mu"}
 
@@ -110,3 +118,11 @@ def test_parameters_and_defaults_are_those_of_flowers_class(name: str) -> None:
         assert key in takes
         if not parameter.is_required():
             assert parameter.default == takes[key].default
+
+
+def test_a_strategy_named_in_the_file_is_shown_as_the_files(tmp_path: Path) -> None:
+    load(tmp_path, '[campaign]\nstrategy = "fedavgm"')
+    path = tmp_path / "coordinator.toml"
+    shown = {each.key: each for each in settings_in_force(CoordinatorConfig, path, "")}
+    name = shown["campaign.strategy.name"]
+    assert (name.value, name.origin) == ("fedavgm", str(path))
