@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from coordinator.campaign.state import Base, WindowRecord
+from coordinator.campaign.state import Base, RoundKind, WindowRecord
 
 # Pushing a base to robots that answer must not hold up the next window for long.
 INSTALL_S = 20.0
@@ -15,7 +15,7 @@ INSTALL_S = 20.0
 class RunRound:
     """Run one Flower round over `members`; `seconds` is what it may take."""
 
-    kind: Literal["statistics", "install", "train"]
+    kind: RoundKind
     round: int
     members: tuple[str, ...]
     seconds: float

@@ -11,7 +11,7 @@ closes without a round. One Flower round runs at a time. Evaluation and export g
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from coordinator.campaign.actions import (
     INSTALL_S,
@@ -34,6 +34,7 @@ from coordinator.campaign.state import (
     Export,
     RefusedCandidate,
     ReleaseRecord,
+    RoundKind,
     RoundSummary,
     WindowRecord,
 )
@@ -433,7 +434,7 @@ class Campaign:
 
     def _run(
         self,
-        kind: Literal["statistics", "install", "train"],
+        kind: RoundKind,
         number: int,
         members: tuple[str, ...],
         seconds: float,

@@ -19,6 +19,8 @@ from protocol.messages import Features, HeldOutReport
 # History kept in the state; everything older is in the audit log.
 MAX_HISTORY = 200
 
+RoundKind = Literal["statistics", "install", "train"]
+
 
 class CampaignPhase(StrEnum):
     """Where the campaign stands."""
@@ -66,7 +68,7 @@ class RoundSummary(_Model):
     """One Flower round as it went."""
 
     round: int
-    kind: Literal["statistics", "install", "train"]
+    kind: RoundKind
     window_id: str | None = None
     members: list[str]
     replies: list[AnyReply] = []

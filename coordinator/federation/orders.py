@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coordinator.campaign.reply import AnyReply
+from coordinator.campaign.state import RoundKind
 from coordinator.config import FedAvg, Strategy
 from coordinator.federation.errors import FederationError
 from protocol.contribution import WindowName
@@ -18,7 +19,6 @@ from protocol.fields import Count, Digest
 from protocol.update import Precision
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-RoundKind = Literal["statistics", "install", "train"]
 
 
 class _Model(BaseModel):
