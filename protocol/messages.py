@@ -25,7 +25,7 @@ from protocol.errors import MalformedMessage
 from protocol.fields import Count, Digest, WireModel
 from protocol.topics import IDENTITY_PATTERN
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2  # 2: a window carries its terms
 MAX_PAYLOAD_BYTES = 64 * 1024
 
 Identity = Annotated[str, Field(pattern=IDENTITY_PATTERN)]
@@ -43,7 +43,7 @@ class Envelope(WireModel):
     `expires_unix_s` None means that the message holds until it is replaced.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     session: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     sequence: Count
     issued_unix_s: UnixSeconds
