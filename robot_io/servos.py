@@ -138,6 +138,16 @@ def write_registers(bus: ServoBus, servo_id: int, values: Mapping[str, int]) -> 
     return changed
 
 
+def servo_settings(servo_id: int, *, follower: bool) -> dict[str, int]:
+    """What LeRobot sets on this servo, but for its Phase."""
+    settings = dict(COMMON_SETTINGS)
+    if follower:
+        settings |= FOLLOWER_SETTINGS
+        if servo_id == GRIPPER_ID:
+            settings |= GRIPPER_SETTINGS
+    return settings
+
+
 def configure_servos(bus: ServoBus, *, follower: bool) -> None:
     """Bring the six servos to LeRobot's settings. They are released first and stay so.
 
@@ -148,11 +158,7 @@ def configure_servos(bus: ServoBus, *, follower: bool) -> None:
     with bus.patient():
         require_released(bus)
         for servo_id in SERVO_IDS:
-            settings = dict(COMMON_SETTINGS)
-            if follower:
-                settings |= FOLLOWER_SETTINGS
-                if servo_id == GRIPPER_ID:
-                    settings |= GRIPPER_SETTINGS
+            settings = servo_settings(servo_id, follower=follower)
             settings["Phase"] = bus.read(servo_id, "Phase") & ~_PHASE_MULTI_TURN
             if changed := write_registers(bus, servo_id, settings):
                 log.info("%s: set %s", JOINT_OF_SERVO[servo_id], ", ".join(changed))

@@ -19,6 +19,10 @@ class BadRequest(TwinError, ValueError):
     """A control request that cannot be carried out; the text goes back to the caller."""
 
 
+class OutOfReach(TwinError, ValueError):
+    """A placement at which the arm cannot grasp the cube."""
+
+
 class BadMemory(TwinError, ValueError):
     """A persisted control table or assembly file that is not what the twin wrote."""
 

@@ -17,7 +17,7 @@ import mujoco
 import numpy as np
 
 from robot_io.twin.hand import PLAN_HZ, Plan, minimum_jerk
-from robot_io.twin.scene import GRASP_SITE, build_scene, joint_ranges_rad
+from robot_io.twin.scene import GRASP_SITE, Scene, build_scene, joint_ranges_rad
 from robot_io.twin.shared import N_JOINTS, Float
 
 ARM_JOINTS = 4  # pan, lift, elbow and wrist flex bring the gripper there; roll stays 0
@@ -49,10 +49,10 @@ _GUESS_RAD = (0.0, 0.0, 0.4, 1.1)
 
 
 class Expert:
-    """Plans on its own copy of the model; holds no state between plans."""
+    """Plans on ``scene``'s model, which it leaves as it is; holds no state between plans."""
 
-    def __init__(self) -> None:
-        scene = build_scene()
+    def __init__(self, scene: Scene | None = None) -> None:
+        scene = scene or build_scene()
         self._model: Any = scene.model
         self._data: Any = scene.new_data()
         self._site = self._model.site(GRASP_SITE).id
@@ -79,7 +79,7 @@ class Expert:
             offset = target - data.site_xpos[self._site]
             # The gripper points along -z of its body; its tilt is the turn that brings it down.
             up = data.site_xmat[self._site].reshape(3, 3)[:, 2]
-            tilt = np.cross(up, (0.0, 0.0, 1.0))
+            tilt = np.array((up[1], -up[0], 0.0))  # up × z
             error = np.concatenate([offset, tilt * _DOWN_WEIGHT])
             turning = jacobian_rotation[:, :ARM_JOINTS] * _DOWN_WEIGHT
             jacobian = np.concatenate([jacobian_position[:, :ARM_JOINTS], turning])
@@ -100,8 +100,7 @@ class Expert:
         ``stiffness`` [6] in Nm/rad is that of the follower, 0 where unknown. A practised hand
         holds the leader as much higher as the follower hangs lower.
         """
-        radius = math.hypot(x_m, y_m)
-        grip_x, grip_y = (value * (1 - CLEARANCE_M / radius) for value in (x_m, y_m))
+        grip_x, grip_y = _grip_m(x_m, y_m)
 
         def pose(height_m: float, gripper_rad: float) -> Float:
             arm, _ = self.reach(grip_x, grip_y, height_m)
@@ -125,6 +124,10 @@ class Expert:
         )
         return Plan(np.concatenate([descent, close, settle, lift, hold]))
 
+    def off_m(self, x_m: float, y_m: float) -> float:
+        """How far from the grasp of a cube at (x, y) the gripper stays, metres."""
+        return self.reach(*_grip_m(x_m, y_m), GRASP_M)[1]
+
     def _sag(self, arm_rad: Float, stiffness: Float) -> Float:
         """Where to command the arm [4] so that its weight pulls it to ``arm_rad``."""
         data = self._data
@@ -134,6 +137,12 @@ class Expert:
         weight = data.qfrc_bias[:ARM_JOINTS]
         lead = np.divide(weight, stiffness, out=np.zeros(ARM_JOINTS), where=stiffness > 0)
         return np.clip(arm_rad + lead, self._ranges[:, 0], self._ranges[:, 1])
+
+
+def _grip_m(x_m: float, y_m: float) -> tuple[float, float]:
+    """Where the grasp point goes for a cube at (x, y): nearer by what the fixed jaw needs."""
+    share = 1 - CLEARANCE_M / max(math.hypot(x_m, y_m), CLEARANCE_M)
+    return x_m * share, y_m * share
 
 
 def _samples(duration_s: float, speed: float) -> Float:

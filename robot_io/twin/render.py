@@ -2,8 +2,7 @@
 
     python -m robot_io.twin.render PARENT SHARED_FD LINK_FD NAME:WxH@FPS...
 
-A camera is drawn only while somebody watches it. No shadows, no reflections, no multisampling: a
-picture of 128 by 96 then costs about a millisecond without a GPU.
+A camera is drawn only while somebody watches it.
 """
 
 from __future__ import annotations
@@ -13,75 +12,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import cv2
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from robot_io.twin.children import become_child, receive, reply
+from robot_io.twin.painter import Painter
 from robot_io.twin.scene import SceneCamera, build_scene, parse_camera
 from robot_io.twin.shared import SharedState
 from robot_io.twin.stream import Pictures, serve
 
 _JPEG_QUALITY = 92
 _IDLE_S = 0.05
-
-
-class Painter:
-    """Draws the scene's cameras into JPEG. One per process, used from one thread."""
-
-    def __init__(self, cameras: Sequence[SceneCamera]) -> None:
-        scene = build_scene(tuple(cameras))
-        self._model: Any = scene.model
-        self._data: Any = scene.new_data()
-        width = max(camera.width for camera in cameras)
-        height = max(camera.height for camera in cameras)
-        self._gl = mujoco.GLContext(width, height)
-        self._gl.make_current()
-        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_50)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(self._model, maxgeom=100)
-        for flag in (
-            mujoco.mjtRndFlag.mjRND_SHADOW,
-            mujoco.mjtRndFlag.mjRND_REFLECTION,
-            mujoco.mjtRndFlag.mjRND_SKYBOX,
-            mujoco.mjtRndFlag.mjRND_FOG,
-            mujoco.mjtRndFlag.mjRND_HAZE,
-        ):
-            self._scene.flags[flag] = 0
-        self._option = mujoco.MjvOption()
-        self._views = {camera.name: self._view(camera.name) for camera in cameras}
-
-    def _view(self, name: str) -> Any:
-        view = mujoco.MjvCamera()
-        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        view.fixedcamid = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, name)
-        return view
-
-    def set_pose(self, pose: NDArray[np.float64]) -> None:
-        """Take over MuJoCo's ``qpos``, shape [13]."""
-        self._data.qpos[:] = pose
-        mujoco.mj_kinematics(self._model, self._data)
-        mujoco.mj_camlight(self._model, self._data)
-
-    def draw(self, camera: SceneCamera) -> NDArray[np.uint8]:
-        """The picture as uint8 [H, W, 3] RGB."""
-        mujoco.mjv_updateScene(
-            self._model,
-            self._data,
-            self._option,
-            None,
-            self._views[camera.name],
-            mujoco.mjtCatBit.mjCAT_ALL,
-            self._scene,
-        )
-        viewport = mujoco.MjrRect(0, 0, camera.width, camera.height)
-        mujoco.mjr_render(viewport, self._scene, self._context)
-        picture = np.empty((camera.height, camera.width, 3), np.uint8)
-        mujoco.mjr_readPixels(picture, None, viewport, self._context)
-        return picture[::-1]
 
 
 def encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
@@ -98,7 +41,7 @@ def paint(
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Draw each watched camera at its own rate, by absolute deadlines, until told to stop."""
-    painter = Painter(cameras)
+    painter = Painter(cameras, build_scene(tuple(cameras)))
     due_s = {camera.name: clock() for camera in cameras}
     while running():
         watched = [camera for camera in cameras if pictures[camera.name].wanted]
