@@ -1,0 +1,138 @@
+"""Trials and demonstrations on a `LockstepTwin`.
+
+A source gives the goal of a tick. The caller brings it, and with it whatever stands between a
+policy and the arm: chunks, latency, blending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robot_io.calibration import Vector
+from robot_io.twin.hand import Plan
+from robot_io.twin.lockstep import LockstepTwin, Observation, Placement
+
+TRIAL_S = 6.0
+
+type Source = Callable[[Observation, int], Vector]
+"""Goal [6] in joint units at a tick, from the observation of that tick; ticks count from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """How one attempt ended. ``cube_m`` [3] is where the cube's centre came to be."""
+
+    placement: Placement
+    seed: int
+    lifted: bool
+    highest_m: float
+    ticks: int
+    cube_m: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """One demonstration: row t is the observation at tick t and the goal sent on it.
+
+    Attributes:
+        state, action: float32 [T, 6], joint units.
+        environment: float32 [T, 2], metres.
+        images: uint8 [T, H, W, 3] RGB by camera.
+    """
+
+    placement: Placement
+    seed: int
+    lifted: bool
+    state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    environment: NDArray[np.float32]
+    images: dict[str, NDArray[np.uint8]]
+
+
+def teleoperation(twin: LockstepTwin, plan: Plan) -> Source:
+    """A hand that moves the leader along ``plan``; the follower copies what the leader reads."""
+
+    def goal(_observation: Observation, tick: int) -> Vector:
+        angle_rad, _, _ = plan.at(tick / twin.control_hz)
+        return twin.leader_units(angle_rad)
+
+    return goal
+
+
+def run_trial(
+    twin: LockstepTwin,
+    new_source: Callable[[], Source],
+    placement: Placement,
+    seed: int = 0,
+    duration_s: float = TRIAL_S,
+) -> TrialResult:
+    """One attempt, ended by success or by ``duration_s``.
+
+    ``new_source`` is called once the trial is set up, so that it may look at the twin.
+
+    Raises:
+        OutOfReach: no cube can be grasped there.
+    """
+    observation = twin.reset(placement, seed)
+    source = new_source()
+    for tick in range(round(duration_s * twin.control_hz)):
+        observation = twin.step(source(observation, tick))
+        if twin.lifted:
+            break
+    x_m, y_m, z_m = (float(value) for value in observation.cube_m)
+    return TrialResult(
+        placement, seed, twin.lifted, twin.highest_m, observation.tick, (x_m, y_m, z_m)
+    )
+
+
+def run_trials(
+    twin: LockstepTwin,
+    new_source: Callable[[], Source],
+    placements: Iterable[Placement],
+    seed: int = 0,
+    duration_s: float = TRIAL_S,
+) -> list[TrialResult]:
+    """One trial a placement; trial k has seed ``seed + k``."""
+    return [
+        run_trial(twin, new_source, placement, seed + number, duration_s)
+        for number, placement in enumerate(placements)
+    ]
+
+
+def demonstrate(
+    twin: LockstepTwin, placement: Placement, seed: int = 0, speed: float = 1.0
+) -> Demonstration:
+    """Let the expert pick and lift; a demonstration that drops the cube says so.
+
+    Raises:
+        OutOfReach: no cube can be grasped there.
+    """
+    observation = twin.reset(placement, seed)
+    plan = twin.demonstration(speed)
+    source = teleoperation(twin, plan)
+    observations: list[Observation] = []
+    actions: list[Vector] = []
+    for tick in range(round(plan.duration_s * twin.control_hz)):
+        observations.append(observation)
+        observation = twin.step(source(observation, tick))
+        actions.append(twin.sent)
+    return Demonstration(
+        placement,
+        seed,
+        twin.lifted,
+        _stack(each.state for each in observations),
+        _stack(actions),
+        _stack(each.environment for each in observations),
+        {
+            camera.name: np.stack([each.images[camera.name] for each in observations])
+            for camera in twin.cameras
+        },
+    )
+
+
+def _stack(rows: Iterable[Vector]) -> NDArray[np.float32]:
+    return np.stack(list(rows)).astype(np.float32)
