@@ -31,6 +31,10 @@ THERMAL_TIME_S = 180.0
 MOVING_RAD_S = 0.03
 
 Bits = NDArray[np.int64]
+_OVERLOAD = int(ServoError.OVERLOAD)
+_OVERCURRENT = int(ServoError.OVERCURRENT)
+_OVERHEAT = int(ServoError.OVERHEAT)
+_LETS_GO = int(ServoError.OVERHEAT | ServoError.OVERCURRENT | ServoError.VOLTAGE)
 
 
 def encoder_ticks(angle_rad: Float, centre_tick: Float) -> Float:
@@ -140,28 +144,21 @@ class Protection:
         ceiling = np.minimum(
             command[:, SharedCommand.PROTECTIVE_TORQUE], command[:, SharedCommand.TORQUE_LIMIT]
         )
-        held = (self.error & ServoError.OVERLOAD > 0) & on & (push >= ceiling * 0.9)
-        error: Bits = np.where(tripped | held, int(ServoError.OVERLOAD), 0)
-        error |= np.where(
-            self._overcurrent_s > command[:, SharedCommand.OVERCURRENT_TIME_S],
-            int(ServoError.OVERCURRENT),
-            0,
-        )
-        error |= np.where(
-            self.temperature_c > command[:, SharedCommand.MAX_TEMPERATURE_C],
-            int(ServoError.OVERHEAT),
-            0,
-        )
+        held = (self.error & _OVERLOAD > 0) & on & (push >= ceiling * 0.9)
+        too_long = self._overcurrent_s > command[:, SharedCommand.OVERCURRENT_TIME_S]
+        too_hot = self.temperature_c > command[:, SharedCommand.MAX_TEMPERATURE_C]
+        error: Bits = (tripped | held) * _OVERLOAD + too_long * _OVERCURRENT + too_hot * _OVERHEAT
         self.error = error | command[:, SharedCommand.FORCED_ERROR].astype(np.int64)
 
     def torque_ceiling(self, command: Float) -> Float:
         """Largest torque each motor may give now, 0..1 of stall torque, shape [6]."""
         ceiling = command[:, SharedCommand.TORQUE_LIMIT].copy()
-        unload_on = command[:, SharedCommand.UNLOAD_ON].astype(np.int64)
-        limited = self.error & unload_on & int(ServoError.OVERLOAD) > 0
+        if not self.error.any():
+            return ceiling
+        unloaded = self.error & command[:, SharedCommand.UNLOAD_ON].astype(np.int64)
+        limited = unloaded & _OVERLOAD > 0
         ceiling[limited] = np.minimum(ceiling, command[:, SharedCommand.PROTECTIVE_TORQUE])[limited]
-        lets_go = int(ServoError.OVERHEAT | ServoError.OVERCURRENT | ServoError.VOLTAGE)
-        ceiling[self.error & unload_on & lets_go > 0] = 0.0
+        ceiling[unloaded & _LETS_GO > 0] = 0.0
         return ceiling
 
 
