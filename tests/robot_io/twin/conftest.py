@@ -175,6 +175,7 @@ class Teleoperation:
         self._twin = twin
         self._stop = threading.Event()
         self.errors: set[tuple[int, int]] = set()
+        self.goals: list[list[int]] = []  # what the leader read, a row a tick
         self.ticks = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -197,7 +198,7 @@ class Teleoperation:
                         self.errors.add((status.servo_id, status.error))
                 if len(goals) == len(IDS):
                     follower.command(goals)
-                    self.ticks += 1
+                    self.goals.append(goals)
                 due_s += 1 / 30
                 time.sleep(max(0.0, due_s - time.monotonic()))
             for servo_id in IDS:

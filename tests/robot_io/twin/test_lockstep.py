@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from agent.control.chunk_scheduler import ChunkScheduler, ScheduleRules
 from deploy.local_fleet.plan import make_plan
 from robot_io.limits import Limits
 from robot_io.tracker import BlobTracker, TrackerConfig
@@ -54,6 +55,38 @@ def still(twin: LockstepTwin) -> Source:
     return lambda _observation, _tick: twin.sent
 
 
+class Chunked:
+    """A chunk policy behind the agent's scheduler; an answer takes ``latency_ticks``."""
+
+    CHUNK = 30
+
+    def __init__(self, twin: LockstepTwin, latency_ticks: int) -> None:
+        self._twin = twin
+        self._latency = latency_ticks
+        self._plan = expert(twin)
+        self._scheduler = ChunkScheduler(
+            ScheduleRules(fps=30),
+            chunk_size=self.CHUNK,
+            action_size=6,
+            latencies_ticks=(latency_ticks,),
+        )
+        self._on_its_way: list[tuple[int, int, np.ndarray]] = []
+        self.held_ticks = 0
+
+    def __call__(self, observation: Observation, tick: int) -> np.ndarray:
+        request = self._scheduler.ask(tick)
+        if request is not None:
+            rows = range(tick, tick + self.CHUNK)
+            chunk = np.stack([self._plan(observation, row) for row in rows])
+            self._on_its_way.append((tick + self._latency, request, chunk))
+        for due, number, chunk in self._on_its_way:
+            if due == tick:
+                self._scheduler.offer(number, chunk, tick)
+        action = self._scheduler.step(tick, tick / 30).action
+        self.held_ticks += action is None
+        return self._twin.sent if action is None else action
+
+
 def same(one: Observation, other: Observation) -> bool:
     return (
         one.tick == other.tick
@@ -94,6 +127,20 @@ def test_the_expert_lifts_the_cube_wherever_the_demo_places_it(twin: LockstepTwi
     assert [result.seed for result in results] == list(range(20, 32))
     assert all(result.highest_m > LIFTED_M for result in results)
     assert all(60 < result.ticks < 110 for result in results), "a trial ends when the cube is up"
+
+
+@pytest.mark.parametrize("latency_ticks", [0, 3, 8])
+def test_a_chunk_policy_drives_through_the_agents_scheduler_at_a_stated_latency(
+    twin: LockstepTwin, latency_ticks: int
+) -> None:
+    sources: list[Chunked] = []
+
+    def new_source() -> Source:
+        sources.append(Chunked(twin, latency_ticks))
+        return sources[-1]
+
+    assert run_trial(twin, new_source, at(0.2, 0.3)).lifted
+    assert sources[0].held_ticks == latency_ticks
 
 
 def test_an_arm_that_holds_still_lifts_nothing_and_uses_its_whole_time(twin: LockstepTwin) -> None:
@@ -228,10 +275,11 @@ def test_pictures_show_the_moment_of_their_observation(seeing: LockstepTwin) -> 
 def test_two_twins_that_draw_do_not_disturb_each_other() -> None:
     camera = (SceneCamera("overhead", 96, 72, 30),)
     with LockstepTwin(camera) as one:
+        closed, dropped = LockstepTwin(camera), LockstepTwin(camera)
         before = one.reset(AHEAD).images["overhead"]
-        LockstepTwin((SceneCamera("overhead", 64, 48, 30),)).close()
-        lost = LockstepTwin(camera)
-        del lost
+        closed.close()
+        assert np.array_equal(one.reset(AHEAD).images["overhead"], before)
+        del dropped
         assert np.array_equal(one.reset(AHEAD).images["overhead"], before)
         assert before.std() > 10.0
 
