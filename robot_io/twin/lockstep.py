@@ -9,6 +9,7 @@ Equal placements, seeds and goals give equal observations, to the last bit on on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -46,11 +47,19 @@ REACH_M = 0.001  # farther off than this the jaws miss the cube
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the cube stands: its centre on the table in the arm's base frame, and its turn."""
+    """Where the cube stands: its centre on the table in the arm's base frame, and its turn.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
 
     x_m: float
     y_m: float
     yaw_rad: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.x_m, self.y_m, self.yaw_rad))):
+            raise ValueError(f"a placement is three finite numbers, got {self}")
 
 
 @dataclass(frozen=True, slots=True)

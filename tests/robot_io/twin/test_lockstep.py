@@ -165,10 +165,10 @@ def test_a_cube_that_the_jaws_cannot_be_brought_around_is_refused(
         twin.reset(Placement(x_m, y_m))
 
 
-@pytest.mark.parametrize("x_m", [math.nan, math.inf])
-def test_a_place_that_is_no_number_is_refused(twin: LockstepTwin, x_m: float) -> None:
-    with pytest.raises(OutOfReach):
-        twin.reset(Placement(x_m, 0.0))
+@pytest.mark.parametrize("place", [(math.nan, 0.0), (0.19, math.inf), (0.19, 0.0, math.nan)])
+def test_a_place_that_is_no_number_is_refused(place: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Placement(*place)
 
 
 def test_goals_beyond_the_calibrated_range_end_at_it(twin: LockstepTwin) -> None:
