@@ -1,145 +1,228 @@
-"""The agent's share of the `armada` command: run the daemon, and speak to one that runs."""
+"""The agent's share of the `armada` command: run the daemon, and speak to one that runs.
+
+Exit status: 0 success, 1 it failed, 2 the command or the configuration is wrong.
+"""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import inspect
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from agent.client import AgentClient
 from agent.config import DEFAULT_CONFIG_PATH, load_config
-from agent.doctor import examine
 from agent.errors import AgentError, ConfigError, NoTerminal, RequestFailed
-from host.logs import set_up_logging
+from agent.operations.arguments import ArmName
+from agent.operations.operation import Operation
+from agent.operations.table import OPERATIONS
 
-CONFIG_VARIABLE = "ARMADA_CONFIG"
 POLL_S = 0.2
 
+Config = Annotated[Path, typer.Option(envvar="ARMADA_CONFIG", help="agent.toml")]
+Json = Annotated[bool, typer.Option("--json", help="for a machine: JSON on standard output")]
+Episodes = Annotated[int, typer.Option("--episodes", "--num-episodes", metavar="N")]
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands of this room."""
-    parser = argparse.ArgumentParser(prog="armada")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--config",
-        type=Path,
-        default=Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_CONFIG_PATH)),
-        help=f"agent.toml (default: ${CONFIG_VARIABLE}, else {DEFAULT_CONFIG_PATH})",
-    )
-
-    agent = commands.add_parser("agent", help="the daemon")
-    agent_commands = agent.add_subparsers(dest="agent_command", required=True, metavar="COMMAND")
-    agent_commands.add_parser("run", parents=[common], help="run it in the foreground")
-
-    record = commands.add_parser("record", parents=[common], help="record demonstrations")
-    record.add_argument("--task", required=True, help="what the episodes show, in words")
-    record.add_argument("--episodes", "--num-episodes", type=int, default=1, metavar="N")
-    record.add_argument(
-        "--episode-time-s", type=float, help="end each episode by itself; default: on Enter"
-    )
-    record.add_argument(
-        "--reset-time-s", type=float, help="pause between episodes; default: until Enter"
-    )
-
-    rollout = commands.add_parser("rollout", parents=[common], help="let a policy act")
-    rollout.add_argument("--policy", default="active", help="active, local or a version")
-    rollout.add_argument("--episodes", "--num-episodes", type=int, default=1, metavar="N")
-    rollout.add_argument("--seconds", "--episode-time-s", type=float, default=20.0, metavar="S")
-    rollout.add_argument("--task", default=None)
-    rollout.add_argument("--record", action="store_true", help="record the episodes as well")
-
-    status = commands.add_parser("status", parents=[common], help="what the agent is doing")
-    status.add_argument("--json", action="store_true", help="all of it")
-
-    setup = commands.add_parser("setup", help="set an arm up")
-    setup_commands = setup.add_subparsers(dest="setup_command", required=True, metavar="COMMAND")
-    calibrate = setup_commands.add_parser("calibrate", parents=[common], help="calibrate an arm")
-    calibrate.add_argument("--arm", choices=("follower", "leader"), required=True)
-
-    commands.add_parser("doctor", parents=[common], help="check all that the agent needs")
-    commands.add_parser("park", parents=[common], help="park the arm and take its torque away")
-    commands.add_parser("reset", parents=[common], help="leave fault or emergency stop; parks")
-    estop = commands.add_parser("estop", parents=[common], help="stop now and hold")
-    estop.add_argument("--release", action="store_true", help="torque off: the arm falls")
-    return parser
+agent = typer.Typer()
+setup = typer.Typer()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. 0 success, 1 it failed, 2 the command or configuration is wrong."""
-    arguments = build_parser().parse_args(argv)
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """An error of the agent is one line and an exit status."""
     try:
-        if arguments.command == "agent":
-            return _run(arguments)
-        if arguments.command == "doctor":
-            return _doctor(arguments.config)
-        config = load_config(arguments.config)
-        with AgentClient(config.agent_socket) as client:
-            return _speak(client, arguments)
-    except ConfigError as error:
-        print(f"armada: {error}", file=sys.stderr)
-        return 2
+        yield
     except AgentError as error:
         print(f"armada: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from agent.supervisor.daemon import (
-        run_agent,  # the other commands need neither asyncio nor uvicorn
-    )
+@contextlib.contextmanager
+def speaking(config: Path) -> Iterator[AgentClient]:
+    """A client of the agent that this configuration describes."""
+    with told(), AgentClient(load_config(config).agent_socket) as client:
+        yield client
+
+
+def say(line: str, reply: Any, as_json: bool) -> None:
+    """One result: a line for people, or a line of JSON."""
+    print(json.dumps(reply) if as_json else line, flush=True)
+
+
+@agent.callback()
+def _agent() -> None:
+    """the daemon"""
+
+
+@setup.callback()
+def _setup() -> None:
+    """set an arm up"""
+
+
+@agent.command("run")
+def run_daemon(config: Config = DEFAULT_CONFIG_PATH) -> None:
+    """run it in the foreground"""
+    # The other commands need neither asyncio nor uvicorn.
+    from agent.supervisor.daemon import run_agent
+    from host.logs import set_up_logging
 
     set_up_logging()
-    config = load_config(arguments.config)
-    run_agent(config, arguments.config)
-    return 0
+    with told():
+        run_agent(load_config(config), config)
 
 
-def _doctor(config_path: Path) -> int:
+def doctor(config: Config = DEFAULT_CONFIG_PATH, as_json: Json = False) -> None:
+    """check all that the agent needs, one line a finding"""
+    from agent.doctor import examine  # it looks at cameras and servos itself
+
     well = True
-    for finding in examine(config_path):
+    for finding in examine(config):
         well = well and finding.well
-        print(f"{'ok  ' if finding.well else 'BAD '} {finding.what}: {finding.line}", flush=True)
-    return 0 if well else 1
+        line = f"{'ok  ' if finding.well else 'BAD '} {finding.what}: {finding.line}"
+        say(line, asdict(finding), as_json)
+    raise typer.Exit(0 if well else 1)
 
 
-def _speak(client: AgentClient, arguments: argparse.Namespace) -> int:
-    match arguments.command:
-        case "status":
-            return _status(client, as_json=arguments.json)
-        case "record":
-            return _record(client, arguments)
-        case "rollout":
-            return _rollout(client, arguments)
-        case "setup":
-            return _calibrate(client, arguments.arm)
-        case "park":
-            client.park()
-            print("parked, torque off")
-        case "reset":
-            reply = client.reset()
-            print("parked, torque off" if reply.get("parked") else "ready")
-        case "estop":
-            client.estop(arguments.release)
-            print("stopped; `armada reset` lifts the stop and parks the arm")
-    return 0
+def status(config: Config = DEFAULT_CONFIG_PATH, as_json: Json = False) -> None:
+    """what the agent on this host is doing"""
+    with speaking(config) as client:
+        reply = client.status()
+    print(json.dumps(reply, indent=2) if as_json else "\n".join(status_lines(reply)))
 
 
-def _status(client: AgentClient, *, as_json: bool) -> int:
-    status = client.status()
-    if as_json:
-        print(json.dumps(status, indent=2))
-        return 0
-    for line in status_lines(status):
-        print(line)
-    return 0
+def record(
+    task: Annotated[str, typer.Option(help="what the episodes show, in words")],
+    config: Config = DEFAULT_CONFIG_PATH,
+    episodes: Episodes = 1,
+    episode_time_s: Annotated[
+        float | None, typer.Option(help="end each episode by itself; default: on Enter")
+    ] = None,
+    reset_time_s: Annotated[
+        float | None, typer.Option(help="pause between episodes; default: until Enter")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """record teleoperated episodes"""
+    with speaking(config) as client, _parked_at_the_end(client):
+        for number in range(1, episodes + 1):
+            client.record_start(task=task)
+            try:
+                kept = _episode(f"episode {number}/{episodes}: recording", episode_time_s)
+            except (KeyboardInterrupt, NoTerminal):
+                client.record_discard()
+                print("\nthe running episode was thrown away", file=sys.stderr)
+                raise
+            if kept:
+                reply = client.record_finish()
+                say(f"  saved {reply['episode']}, {reply['frames']} frames", reply, as_json)
+            else:
+                say("  thrown away", client.record_discard(), as_json)
+            if number < episodes and reset_time_s is not None:
+                time.sleep(reset_time_s)
+            elif number < episodes:
+                _ask("  set the scene for the next episode, then press Enter: ")
+
+
+def rollout(
+    config: Config = DEFAULT_CONFIG_PATH,
+    policy: Annotated[str, typer.Option(help="active, local or a version")] = "active",
+    episodes: Episodes = 1,
+    seconds: Annotated[float, typer.Option("--seconds", "--episode-time-s", metavar="S")] = 20.0,
+    task: Annotated[str | None, typer.Option(help="written into recorded episodes")] = None,
+    record: Annotated[bool, typer.Option("--record", help="record the episodes as well")] = False,
+    as_json: Json = False,
+) -> None:
+    """let a released policy drive the arm"""
+    with speaking(config) as client:
+        armed = client.rollout_arm(policy=policy)
+        line = f"policy {armed['version']} is loaded, {armed['latency_ms']:.0f} ms a chunk"
+        say(line, armed, as_json)
+        with _parked_at_the_end(client):
+            for number in range(1, episodes + 1):
+                client.rollout_start(seconds=seconds, task=task, record=record)
+                while (run := client.status()["rollout"])["running"]:
+                    time.sleep(POLL_S)
+                line = (
+                    f"episode {number}/{episodes}: {run['outcome']}; "
+                    f"{run['ticks']} ticks, {run['holds']} held, "
+                    f"{run['missed_deadlines']} deadlines missed"
+                )
+                say(line, run, as_json)
+                if str(run["outcome"]).startswith("fault"):
+                    raise typer.Exit(1)
+
+
+@setup.command()
+def calibrate(
+    arm: Annotated[ArmName, typer.Option()],
+    config: Config = DEFAULT_CONFIG_PATH,
+    as_json: Json = False,
+) -> None:
+    """teach the agent an arm's joints"""
+    with speaking(config) as client:
+        _ask(f"Put every joint of the {arm} to the middle of its range, then press Enter: ")
+        client.calibrate(arm=arm, step="homing")
+        client.calibrate(arm=arm, step="range_start")
+        while True:
+            _ask(f"Move every joint of the {arm} through its whole range, then press Enter: ")
+            try:
+                reply = client.calibrate(arm=arm, step="range_finish")
+                break
+            except RequestFailed as error:
+                if "hardly moved" not in str(error):
+                    raise
+                print(error, file=sys.stderr)
+        ranges = reply["ranges"].items()
+        lines = [f"  {joint:<14}{low:>5} .. {high}" for joint, (low, high) in ranges]
+        say("\n".join([*lines, f"saved {reply['path']}"]), reply, as_json)
+
+
+def command_of(operation: Operation, said: Callable[[dict[str, Any]], str]) -> Callable[..., None]:
+    """The command of one row: its fields are the options."""
+
+    def command(config: Path, as_json: bool, **fields: Any) -> None:
+        with speaking(config) as client:
+            reply = client.post(operation.path, **fields)
+        say(said(reply), reply, as_json)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("config", keyword, default=DEFAULT_CONFIG_PATH, annotation=Config),
+        inspect.Parameter("as_json", keyword, default=False, annotation=Json),
+    ]
+    for name, field in operation.arguments.model_fields.items():
+        option = typer.Option(f"--{name.replace('_', '-')}", help=field.description)
+        default = inspect.Parameter.empty if field.is_required() else field.default
+        annotation: Any = Annotated[field.annotation, option]
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = operation.help
+    return command
+
+
+def make_app(operations: Iterable[Operation] = OPERATIONS) -> typer.Typer:
+    """All commands of this room; those of the operations table after the others."""
+    made = typer.Typer(add_completion=False)
+    made.add_typer(agent, name="agent")
+    for function in (record, rollout, status):
+        made.command()(function)
+    made.add_typer(setup, name="setup")
+    made.command()(doctor)
+    for row in operations:
+        if row.said is not None:
+            made.command(row.verb.replace("_", "-"))(command_of(row, row.said))
+    return made
+
+
+app = make_app()
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:
@@ -181,100 +264,34 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _record(client: AgentClient, arguments: argparse.Namespace) -> int:
+@contextlib.contextmanager
+def _parked_at_the_end(client: AgentClient) -> Iterator[None]:
+    """However a session ends, the arm is parked; a fault says so itself."""
     try:
-        for number in range(1, arguments.episodes + 1):
-            client.record_start(arguments.task)
-            try:
-                if arguments.episode_time_s is not None:
-                    print(f"episode {number}/{arguments.episodes}: recording", flush=True)
-                    time.sleep(arguments.episode_time_s)
-                    kept = True
-                else:
-                    kept = (
-                        _ask(
-                            f"episode {number}/{arguments.episodes}: recording; "
-                            "Enter saves it, d and Enter throws it away: "
-                        )
-                        != "d"
-                    )
-            except (KeyboardInterrupt, NoTerminal):
-                client.record_discard()
-                print("\nthe running episode was thrown away")
-                raise
-            if kept:
-                reply = client.record_finish()
-                print(f"  saved {reply['episode']}, {reply['frames']} frames", flush=True)
-            else:
-                client.record_discard()
-                print("  thrown away", flush=True)
-            if number < arguments.episodes:
-                _pause(arguments.reset_time_s)
+        yield
     finally:
-        _park(client)
-    return 0
-
-
-def _rollout(client: AgentClient, arguments: argparse.Namespace) -> int:
-    armed = client.rollout_arm(arguments.policy)
-    print(f"policy {armed['version']} is loaded, {armed['latency_ms']:.0f} ms a chunk", flush=True)
-    try:
-        for number in range(1, arguments.episodes + 1):
-            client.rollout_start(arguments.seconds, arguments.task, arguments.record)
-            while (rollout := client.status()["rollout"])["running"]:
-                time.sleep(POLL_S)
-            print(
-                f"episode {number}/{arguments.episodes}: {rollout['outcome']}; "
-                f"{rollout['ticks']} ticks, {rollout['holds']} held, "
-                f"{rollout['missed_deadlines']} deadlines missed",
-                flush=True,
-            )
-            if str(rollout["outcome"]).startswith("fault"):
-                return 1
-    finally:
-        _park(client)
-    return 0
-
-
-def _park(client: AgentClient) -> None:
-    """At the end of a session, however it came; a fault says so itself."""
-    try:
-        client.park()
-    except RequestFailed as error:
-        print(f"armada: {error}", file=sys.stderr)
-
-
-def _calibrate(client: AgentClient, arm: str) -> int:
-    _ask(f"Put every joint of the {arm} to the middle of its range, then press Enter: ")
-    client.calibrate(arm, "homing")
-    client.calibrate(arm, "range_start")
-    while True:
-        _ask(f"Move every joint of the {arm} through its whole range, then press Enter: ")
         try:
-            reply = client.calibrate(arm, "range_finish")
-            break
+            client.park()
         except RequestFailed as error:
-            print(error)
-            if "hardly moved" not in str(error):
-                return 1
-    for joint, (low, high) in reply["ranges"].items():
-        print(f"  {joint:<14}{low:>5} .. {high}")
-    print(f"saved {reply['path']}")
-    return 0
+            print(f"armada: {error}", file=sys.stderr)
+
+
+def _episode(line: str, seconds: float | None) -> bool:
+    """Wait for the end of an episode; True if it is to be kept. Raises NoTerminal."""
+    if seconds is None:
+        return _ask(f"{line}; Enter saves it, d and Enter throws it away: ") != "d"
+    print(line, file=sys.stderr, flush=True)
+    time.sleep(seconds)
+    return True
 
 
 def _ask(prompt: str) -> str:
+    """What the person answers; standard output is for results. Raises NoTerminal."""
+    print(prompt, end="", file=sys.stderr, flush=True)
     try:
-        return input(prompt).strip().lower()
+        return input().strip().lower()
     except EOFError as error:
         raise NoTerminal(
             "nobody is there to answer: run this at a terminal, "
             "or give --episode-time-s and --reset-time-s"
         ) from error
-
-
-def _pause(seconds: float | None) -> None:
-    if seconds is not None:
-        time.sleep(seconds)
-    else:
-        _ask("  set the scene for the next episode, then press Enter: ")

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
-from agent.errors import AgentClientError, AgentUnreachable, RequestFailed
-
-__all__ = ["AgentClient", "AgentClientError", "AgentUnreachable", "RequestFailed"]
+from agent.errors import AgentUnreachable, BadArguments, RequestFailed
+from agent.operations.operation import Operation
+from agent.operations.table import OPERATIONS, operation_of
 
 TIMEOUT_S = 120.0  # loading a policy on a small host is the slowest answer
 
 
 class AgentClient:
-    """One method a call of `agent.supervisor.api`; each returns the reply's fields.
+    """One method an operation, made from `agent.operations.table`; each returns the reply's fields.
 
-    Raises AgentClientError: AgentUnreachable when no agent answers, RequestFailed with the
-    agent's own line.
+    `client.record_start(task="…")`, or `client.record_start("…")` in the order of the row's fields.
+    Before anything is sent they raise UnknownOperation and BadArguments; then AgentClientError:
+    AgentUnreachable when no agent answers, RequestFailed with the agent's own line.
     """
 
-    def __init__(self, socket_path: Path, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        socket_path: Path,
+        timeout_s: float = TIMEOUT_S,
+        operations: Iterable[Operation] = OPERATIONS,
+    ) -> None:
         self._socket_path = socket_path
+        self._operations = tuple(operations)
         self._http = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(socket_path)),
             base_url="http://agent",
@@ -41,6 +49,18 @@ class AgentClient:
     ) -> None:
         self.close()
 
+    def __getattr__(self, verb: str) -> Callable[..., dict[str, Any]]:
+        if verb.startswith("_"):
+            raise AttributeError(verb)  # of an object half made, or asked for by a library
+        operation = operation_of(verb, self._operations)
+
+        def call(*positional: Any, **named: Any) -> dict[str, Any]:
+            fields = _fields(operation, positional, named)
+            operation.arguments.parse(fields)
+            return self.post(operation.path, **fields)
+
+        return call
+
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
@@ -50,62 +70,8 @@ class AgentClient:
         return self._call("GET", "/v1/status", None)
 
     def post(self, path: str, **fields: Any) -> dict[str, Any]:
-        """POST to /v1/<path>."""
-        return self._call("POST", f"/v1/{path}", fields)
-
-    def calibrate(self, arm: str, step: str) -> dict[str, Any]:
-        """One step: homing, range_start or range_finish."""
-        return self.post("calibrate", arm=arm, step=step)
-
-    def teleop_start(self) -> dict[str, Any]:
-        """Let the leader take command."""
-        return self.post("teleop/start")
-
-    def teleop_stop(self) -> dict[str, Any]:
-        """Park, release, go idle."""
-        return self.post("teleop/stop")
-
-    def record_start(self, task: str) -> dict[str, Any]:
-        """Begin an episode."""
-        return self.post("record/start", task=task)
-
-    def record_finish(self) -> dict[str, Any]:
-        """Save the episode."""
-        return self.post("record/finish")
-
-    def record_discard(self) -> dict[str, Any]:
-        """Throw the episode away."""
-        return self.post("record/discard")
-
-    def rollout_arm(self, policy: str) -> dict[str, Any]:
-        """Load a policy."""
-        return self.post("rollout/arm", policy=policy)
-
-    def rollout_start(
-        self, seconds: float, task: str | None = None, record: bool = False
-    ) -> dict[str, Any]:
-        """Begin an episode of the loaded policy."""
-        return self.post("rollout/start", seconds=seconds, task=task, record=record)
-
-    def rollout_stop(self) -> dict[str, Any]:
-        """End the episode; the arm is parked when this returns."""
-        return self.post("rollout/stop")
-
-    def rollout_disarm(self) -> dict[str, Any]:
-        """Unload the policy, go idle."""
-        return self.post("rollout/disarm")
-
-    def park(self) -> dict[str, Any]:
-        """Park and release from wherever the arm is."""
-        return self.post("park")
-
-    def estop(self, release: bool = False) -> dict[str, Any]:
-        """Stop now."""
-        return self.post("estop", release=release)
-
-    def reset(self) -> dict[str, Any]:
-        """Leave fault or emergency stop; open the ports again."""
-        return self.post("reset")
+        """POST to `path`, unchecked."""
+        return self._call("POST", path, fields)
 
     def _call(self, method: str, path: str, fields: dict[str, Any] | None) -> dict[str, Any]:
         try:
@@ -129,3 +95,16 @@ class AgentClient:
             line = reply.get("error") if isinstance(reply, dict) else None
             raise RequestFailed(str(line or f"{path}: the agent answered {response.status_code}"))
         return reply
+
+
+def _fields(
+    operation: Operation, positional: tuple[Any, ...], named: dict[str, Any]
+) -> dict[str, Any]:
+    """All by name. Raises BadArguments for too many, or one given twice."""
+    names = list(operation.arguments.model_fields)
+    by_place = dict(zip(names, positional, strict=False))
+    twice = by_place.keys() & named.keys()
+    if len(positional) > len(names) or twice:
+        wrong = f"{min(twice)} is given twice" if twice else f"{len(positional)} are too many"
+        raise BadArguments(f"{operation.verb}: {wrong} (fields: {', '.join(names) or 'none'})")
+    return by_place | named

@@ -49,6 +49,14 @@ class ProcessUnavailable(Refused):
     """A command needs a child process that is not running or does not answer."""
 
 
+class BadArguments(AgentError, ValueError):
+    """A request has a field that is missing, unknown or out of bounds."""
+
+
+class OperationFailed(AgentError, RuntimeError):
+    """An operation met what nobody foresaw; the robot is in fault, which names it."""
+
+
 class AgentClientError(AgentError):
     """A request to the agent had no success."""
 
@@ -59,6 +67,10 @@ class AgentUnreachable(AgentClientError, ConnectionError):
 
 class RequestFailed(AgentClientError, RuntimeError):
     """The agent answered a request with an error; the text is the agent's own line."""
+
+
+class UnknownOperation(AgentClientError, AttributeError):
+    """The operations table has no row of that verb."""
 
 
 class NoTerminal(AgentError, EOFError):

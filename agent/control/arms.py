@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Literal
 
 from agent.config import AgentConfig
+from agent.operations.arguments import ArmName
 from robot_io.arm import Calibration, Follower, Leader
 from robot_io.bus import ServoBus
 from robot_io.errors import NotCalibrated, RobotIOError, Unplugged
 
 log = logging.getLogger(__name__)
-
-ArmName = Literal["follower", "leader"]
 
 # Of a tick's period: an answer that takes longer is a missed read, and the next tick asks again.
 REPLY_TIMEOUT_PERIODS = 0.9

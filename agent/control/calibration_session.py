@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
 from agent.config import AgentConfig
-from agent.control.arms import ArmName, Arms
+from agent.control.arms import Arms
 from agent.errors import Refused
+from agent.operations.arguments import ArmName, CalibrationStep
 from robot_io.bus import ServoBus
 from robot_io.calibrator import Calibrator
 from robot_io.errors import BadCalibration, BusError, RobotIOError
 
 log = logging.getLogger(__name__)
-
-Step = Literal["homing", "range_start", "range_finish"]
 
 
 class CalibrationSession:
@@ -35,7 +34,7 @@ class CalibrationSession:
         """The arm whose calibration was begun and not finished."""
         return self._arm
 
-    def step(self, arm: ArmName, step: Step) -> dict[str, Any]:
+    def step(self, arm: ArmName, step: CalibrationStep) -> dict[str, Any]:
         """Take one step. Raises Refused with one line; what was reached before stays."""
         try:
             if step == "homing":

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.config import AgentConfig
 from agent.control.arm_controller import ArmController, ArmPhase
-from agent.control.arms import ArmName
-from agent.control.calibration_session import Step
 from agent.control.policy_source import PolicySource
 from agent.control.sources import LeaderSource
 from agent.errors import Refused
+from agent.operations.arguments import ArmName, CalibrationStep
+from agent.operations.operation import Operation
+from agent.operations.table import OPERATIONS, control_commands
 from agent.recording.session import RecordingSession
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,10 @@ class Commands:
         recording: RecordingSession,
         policy: PolicySource,
         clock: Callable[[], float] = time.monotonic,
+        operations: Iterable[Operation] = OPERATIONS,
     ) -> None:
         self._config = config
+        self._known = control_commands(operations)
         self._controller = controller
         self._recording = recording
         self._policy = policy
@@ -59,26 +62,15 @@ class Commands:
         self._started_s = 0.0
 
     def run(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Run one command by name. Raises Refused for one that does not exist."""
-        table: dict[str, Callable[..., dict[str, Any]]] = {
-            "calibrate": self.calibrate,
-            "teleop_start": self.teleop_start,
-            "record_start": self.record_start,
-            "record_finish": self.record_finish,
-            "record_discard": self.record_discard,
-            "park": self.park,
-            "rollout_arm": self.rollout_arm,
-            "rollout_start": self.rollout_start,
-            "rollout_stop": self.rollout_stop,
-            "rollout_disarm": self.rollout_disarm,
-            "estop": self.estop,
-            "reset": self.reset,
-        }
-        if name not in table:
+        """Run one command of the operations table by name. Raises Refused, BadArguments."""
+        if name not in self._known:
             raise Refused(f"the control process knows no command {name!r}")
-        return table[name](**arguments)
+        checked = self._known[name].parse(arguments)
+        checked.check(self._config)
+        method: Callable[..., dict[str, Any]] = getattr(self, name)
+        return method(**checked.model_dump())
 
-    def calibrate(self, arm: ArmName, step: Step) -> dict[str, Any]:
+    def calibrate(self, arm: ArmName, step: CalibrationStep) -> dict[str, Any]:
         """One step; torque is off and stays off."""
         controller = self._controller
         if controller.energised:
@@ -146,7 +138,7 @@ class Commands:
             "latency_ms": loaded.latency_ms,
         }
 
-    def rollout_start(self, seconds: float, task: str, record: bool) -> dict[str, Any]:
+    def rollout_start(self, seconds: float, task: str | None, record: bool) -> dict[str, Any]:
         """Give command to the policy; the episode ends by itself, in the park pose."""
         controller = self._controller
         loaded = self._policy.loaded
@@ -164,7 +156,7 @@ class Commands:
         self._started_s = self._clock()
         try:
             if record:
-                self._recording.start(task, self._calibration_digest())
+                self._recording.start(task or "rollout", self._calibration_digest())
             controller.call(
                 lambda: controller.start_motion(self._policy, "rollout", seconds=seconds)
             )

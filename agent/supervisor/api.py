@@ -1,154 +1,99 @@
 """The agent's API: JSON over HTTP on a Unix socket, for the command line, the page and the demo.
 
     GET  /v1/status
-    POST /v1/calibrate        {"arm": "follower"|"leader",
-                               "step": "homing"|"range_start"|"range_finish"}
-    POST /v1/teleop/start|stop
-    POST /v1/record/start     {"task": "…"}
-    POST /v1/record/finish|discard
-    POST /v1/rollout/arm      {"policy": "active"|"local"|version}
-    POST /v1/rollout/start    {"seconds": 20, "task": "…", "record": false}
-    POST /v1/rollout/stop|disarm
-    POST /v1/park | /v1/estop {"release": false} | /v1/reset
+    POST /v1/<verb>     one for each row of `agent.operations.table`, `_` of the verb being `/`:
+                        POST /v1/record/start {"task": "…"}
 
-Replies are {"ok": true, …}, or a 4xx with {"error": "one clear line"}: 400 for a request that is
-wrong in itself, 404 for an unknown path, 409 for one that does not fit the present state.
+Replies are {"ok": true, …}, or {"error": "one clear line"}: 400 for a request that is wrong in
+itself, 404 for an unknown path, 409 for one that does not fit the present state, 500 for a fault
+that nobody foresaw, which the status names.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Protocol
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from agent.errors import AgentError
-from agent.supervisor.operations import Arm, CalibrationStep, Operations
-from agent.supervisor.supervisor import Supervisor
+from agent.errors import AgentError, BadArguments, OperationFailed
+from agent.operations.operation import Operation, Robot
+from agent.operations.runner import OperationRunner
+from agent.operations.table import OPERATIONS
 
 MAX_BODY_BYTES = 64 << 10
 BACKLOG = 16
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class ServedRobot(Robot, Protocol):
+    """What the API speaks for: the supervisor, or a test's stand-in."""
+
+    def status(self) -> dict[str, Any]:
+        """The body of GET /v1/status."""
 
 
-class Nothing(_Body):
-    """A request without fields."""
-
-
-class Calibrate(_Body):
-    """One step of calibrating one arm."""
-
-    arm: Arm
-    step: CalibrationStep
-
-
-class RecordStart(_Body):
-    """What the episode shows, in words."""
-
-    task: Annotated[str, Field(min_length=1, max_length=500)]
-
-
-class RolloutArm(_Body):
-    """Which policy."""
-
-    policy: Annotated[str, Field(min_length=1, max_length=64)] = "active"
-
-
-class RolloutStart(_Body):
-    """One episode."""
-
-    seconds: float
-    task: Annotated[str, Field(min_length=1, max_length=500)] | None = None
-    record: bool = False
-
-
-class Estop(_Body):
-    """With `release` the torque is taken away: the arm falls."""
-
-    release: bool = False
-
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-def build_app(supervisor: Supervisor, operations: Operations) -> Starlette:
-    """The routes of the module's docstring."""
-    do = operations
+def build_app(robot: ServedRobot, operations: Iterable[Operation] = OPERATIONS) -> Starlette:
+    """One route an operation, and the status."""
+    runner = OperationRunner(robot)
 
     async def status(_: Request) -> Response:
-        return JSONResponse(supervisor.status())
+        return JSONResponse(robot.status())
 
-    def post[B: _Body](path: str, model: type[B], call: Callable[[B], Awaitable[Any]]) -> Route:
+    def post(operation: Operation) -> Route:
         async def handle(request: Request) -> Response:
             try:
-                body = await _read(request, model)
-            except ValueError as error:
+                arguments = operation.arguments.parse(await _body(request))
+            except BadArguments as error:
                 return _error(400, str(error))
             try:
-                result = await call(body)
+                reply = await runner.run(operation, arguments)
             except AgentError as error:
-                return _error(409, str(error))
-            return JSONResponse({"ok": True, "state": supervisor.state.value, **result})
+                return _error(500 if isinstance(error, OperationFailed) else 409, str(error))
+            return JSONResponse({"ok": True, "state": robot.state.value, **reply})
 
-        return Route(path, handle, methods=["POST"])
+        return Route(operation.path, handle, methods=["POST"])
 
-    routes = [
-        Route("/v1/status", status, methods=["GET"]),
-        post("/v1/calibrate", Calibrate, lambda body: do.calibrate(body.arm, body.step)),
-        post("/v1/teleop/start", Nothing, lambda _: do.teleop_start()),
-        post("/v1/teleop/stop", Nothing, lambda _: do.teleop_stop()),
-        post("/v1/record/start", RecordStart, lambda body: do.record_start(body.task)),
-        post("/v1/record/finish", Nothing, lambda _: do.record_finish()),
-        post("/v1/record/discard", Nothing, lambda _: do.record_discard()),
-        post("/v1/rollout/arm", RolloutArm, lambda body: do.rollout_arm(body.policy)),
-        post(
-            "/v1/rollout/start",
-            RolloutStart,
-            lambda body: do.rollout_start(body.seconds, body.task, body.record),
-        ),
-        post("/v1/rollout/stop", Nothing, lambda _: do.rollout_stop()),
-        post("/v1/rollout/disarm", Nothing, lambda _: do.rollout_disarm()),
-        post("/v1/park", Nothing, lambda _: do.park()),
-        post("/v1/estop", Estop, lambda body: do.estop(body.release)),
-        post("/v1/reset", Nothing, lambda _: do.reset()),
-    ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    return Starlette(
+        routes=[Route("/v1/status", status, methods=["GET"]), *map(post, operations)],
+        exception_handlers={
+            HTTPException: _no_such_call,
+            ClientDisconnect: _gone,
+            Exception: _unforeseen,
+        },
+    )
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    code = error.status_code if isinstance(error, HTTPException) else 500
-    return _error(code, f"{request.method} {request.url.path}: no such call")
-
-
-async def _read[B: _Body](request: Request, model: type[B]) -> B:
-    """The body under its model. Raises ValueError with one line."""
+async def _body(request: Request) -> bytes:
+    """Raises BadArguments for one that is too long."""
     raw = b""
     async for piece in request.stream():
         raw += piece
         if len(raw) > MAX_BODY_BYTES:
-            raise ValueError(f"the request is longer than {MAX_BODY_BYTES} bytes")
-    try:
-        return model.model_validate(json.loads(raw) if raw else {})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in problem["loc"]) or "body"
-        allowed = ", ".join(model.model_fields) or "none"
-        raise ValueError(f"{key}: {problem['msg']} (fields: {allowed})") from error
-    except ValueError as error:
-        raise ValueError(f"the request is not JSON: {error}") from error
+            raise BadArguments(f"the request is longer than {MAX_BODY_BYTES} bytes")
+    return raw
+
+
+async def _no_such_call(request: Request, error: Exception) -> Response:
+    code = error.status_code if isinstance(error, HTTPException) else 500
+    return _error(code, f"{request.method} {request.url.path}: no such call")
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return _error(400, "the caller hung up before the request was whole")
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    """Outside of an operation; the server logs the trace."""
+    line = f"{request.url.path} failed: {type(error).__name__}: {error}"
+    return _error(500, f"{line}; see the agent's log")
 
 
 def _error(code: int, line: str) -> Response:

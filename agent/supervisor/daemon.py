@@ -14,7 +14,6 @@ from agent.child.process_row import ProcessRow
 from agent.config import AgentConfig
 from agent.errors import AgentError
 from agent.supervisor.api import bind_socket, build_app, make_server
-from agent.supervisor.operations import Operations
 from agent.supervisor.supervisor import Supervisor
 from host.notify import Notifier
 
@@ -80,7 +79,7 @@ async def _serve(
         listener = bind_socket(config.agent_socket)
     except OSError as error:
         raise StateFolderError(f"{config.agent_socket}: {error.strerror}") from error
-    server = make_server(build_app(supervisor, Operations(supervisor)))
+    server = make_server(build_app(supervisor))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("agent %s, pid %d, listens at %s", config.robot.id, os.getpid(), config.agent_socket)
     try:

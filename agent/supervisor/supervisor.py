@@ -34,12 +34,9 @@ EVENTS_KEPT = 200
 EVENTS_SHOWN = 20
 STATUS_SCHEMA = 1
 
-# What the control process reports, as events of the state machine.
-_CONTROL_EVENTS = {"released": Event.RELEASED, "fault": Event.FAULT}
-
 
 class Supervisor:
-    """Runs the children. `operations` turns API calls into its methods."""
+    """Runs the children; `agent.operations` turns API calls into its methods."""
 
     def __init__(
         self,
@@ -52,7 +49,7 @@ class Supervisor:
         self.config = config
         self.machine = Machine()
         self.session = str(uuid.uuid4())
-        self.store = PolicyStore(config.policies_dir)
+        self._store = PolicyStore(config.policies_dir)
         self._clock = clock
         self._started_s = clock()
         self._notifier = notifier or Notifier(None, None)
@@ -121,6 +118,17 @@ class Supervisor:
         if not reply.get("ok"):
             raise Refused(str(reply.get("error", f"{name} was refused")))
         return dict(reply.get("result") or {})
+
+    def policy_folder(self, policy: str) -> Path:
+        """The folder of "active", "local" or a version. Raises NoSuchPolicy, StoreDamaged."""
+        return self._store.resolve(policy)
+
+    def fault(self, reason: str) -> None:
+        """Name a fault, the first alone, and go to the state of that name."""
+        if self._fault is None:
+            self._fault = reason
+            log.error("fault: %s", reason)
+        self.event(Event.FAULT)
 
     def request_stop(self) -> None:
         """Park the arm, end every process, then let `run` return."""
@@ -247,13 +255,13 @@ class Supervisor:
     def _heard_event(self, name: str, message: dict[str, Any]) -> None:
         self._events.append({"process": name, "unix_s": round(time.time(), 3), **message})
         what = message.get("name")
-        if name != "control" or what not in _CONTROL_EVENTS:
+        if name != "control" or what not in ("fault", "released"):
             log.info("%s: %s", name, message)
             return
-        if what == "fault" and self._fault is None:
-            self._fault = str(message.get("reason", "unknown fault"))
-            log.error("fault: %s", self._fault)
-        self.event(_CONTROL_EVENTS[what])
+        if what == "fault":
+            self.fault(str(message.get("reason", "unknown fault")))
+        else:
+            self.event(Event.RELEASED)
 
     def _died(self, name: str) -> None:
         child = self._children[name]
@@ -279,7 +287,7 @@ class Supervisor:
     def _active_policy(self) -> int | str | None:
         """A release's number, or the name of a policy that is not a release."""
         try:
-            name = self.store.active()
+            name = self._store.active()
         except StoreDamaged:
             return None  # armada doctor and rollout/arm say what is wrong
         return int(name) if name is not None and name.isdigit() else name

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from agent.client import AgentClientError
+from agent.errors import AgentClientError
 from coordinator.errors import CoordinatorError
 from deploy.local_fleet.demo import WALKS, Demo, DemoSettings, write_json
 from deploy.local_fleet.errors import Interrupted, LocalFleetError

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.client import AgentClientError
+from agent.errors import AgentClientError
 from deploy.local_fleet.coordinator_site import CoordinatorSite
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
 from deploy.local_fleet.plan import make_plan

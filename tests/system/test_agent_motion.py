@@ -111,11 +111,11 @@ def test_bad_requests_are_one_clear_line(robot: Robot) -> None:
     with pytest.raises(RequestFailed, match="no episode is being recorded"):
         client.record_finish()
     with pytest.raises(RequestFailed, match="task"):
-        client.post("record/start")
+        client.post("/v1/record/start")
     with pytest.raises(RequestFailed, match=r"bogus.*fields: arm, step"):
-        client.post("calibrate", arm="follower", step="homing", bogus=1)
+        client.post("/v1/calibrate", arm="follower", step="homing", bogus=1)
     with pytest.raises(RequestFailed, match="no such call"):
-        client.post("dance")
+        client.post("/v1/dance")
     with pytest.raises(RequestFailed, match="no policy is active yet"):
         client.rollout_arm("active")
     with pytest.raises(RequestFailed, match="no rollout is armed"):

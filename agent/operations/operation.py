@@ -1,0 +1,71 @@
+"""What one row of the operations table is, and what it works on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent.config import AgentConfig
+from agent.operations.arguments import Arguments, Nothing
+from agent.operations.state_machine import Event, State
+
+Reply = dict[str, Any]
+
+
+class Robot(Protocol):
+    """The state and the control process of one robot; the supervisor, or a test's stand-in."""
+
+    @property
+    def config(self) -> AgentConfig:
+        """What the operator has set."""
+
+    @property
+    def state(self) -> State:
+        """The present state."""
+
+    def event(self, event: Event) -> None:
+        """Ask the state machine; leaving idle freezes the trainer at once. Raises Refused."""
+
+    async def command(self, name: str, timeout_s: float, **arguments: Any) -> Reply:
+        """Have the control process do it. Raises Refused, ProcessUnavailable."""
+
+    def policy_folder(self, policy: str) -> Path:
+        """Where a policy lies. Raises AgentError with one line."""
+
+    def fault(self, reason: str) -> None:
+        """Name a fault in the status, and go to the state of that name."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing that an operator may ask for.
+
+    Route (`path`), client method (`verb`), command of the control process (`command`) and, with
+    `said`, a command of the command line come from it. `sequence` is what is done; with `ask`,
+    the other columns say all of it.
+    """
+
+    verb: str
+    help: str
+    timeout_s: float  # of the control process's answer
+    sequence: Callable[[Operation, Robot, Any], Awaitable[Reply]]
+    arguments: type[Arguments] = Nothing
+    needs: State | None = None  # refused in every other state
+    event: Event | None = None  # before the command; refused by the state machine
+    then: Event | None = None  # after it, if the state is the same still
+    as_command: str | None = None  # of the control process, if it is not called as the verb
+    sent: type[Arguments] | None = None  # what goes there, if not `arguments`
+    alone: bool = True  # waits until another operation is over
+    said: Callable[[Reply], str] | None = None  # what the command line prints of the reply
+
+    @property
+    def path(self) -> str:
+        """`teleop_start` is POST /v1/teleop/start."""
+        return "/v1/" + self.verb.replace("_", "/", 1)
+
+    @property
+    def command(self) -> str:
+        """The control process's name for it: a method of its `Commands`."""
+        return self.as_command or self.verb

@@ -1,0 +1,149 @@
+"""The one list of operations. The agent's API, its client, the command line and the commands of
+the control process are made from it: one more operation is one more row, and what does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.errors import UnknownOperation
+from agent.operations.arguments import (
+    Arguments,
+    Calibrate,
+    Estop,
+    LoadPolicy,
+    Park,
+    RecordStart,
+    RolloutArm,
+    RolloutStart,
+)
+from agent.operations.operation import Operation
+from agent.operations.sequences import (
+    BUS_S,
+    PARK_S,
+    QUICK_S,
+    RAMP_S,
+    arm_rollout,
+    ask,
+    begin_teleop,
+    end_teleop,
+    park,
+    within_teleop,
+)
+from agent.operations.state_machine import Event, State
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "calibrate",
+        "one step of calibrating one arm; the person moves it between the steps",
+        BUS_S,
+        ask,
+        arguments=Calibrate,
+        event=Event.CALIBRATE,
+    ),
+    Operation(
+        "teleop_start",
+        "the leader takes command; returns when the follower follows it",
+        RAMP_S,
+        begin_teleop,
+    ),
+    Operation(
+        "teleop_stop",
+        "park, release, go idle",
+        PARK_S,
+        end_teleop,
+        as_command="park",
+        sent=Park,
+    ),
+    Operation(
+        "record_start",
+        "begin an episode, starting teleoperation first if the arm is idle",
+        RAMP_S,
+        within_teleop,
+        arguments=RecordStart,
+    ),
+    Operation(
+        "record_finish",
+        "save the episode: it is on the disk when this returns",
+        RAMP_S,
+        ask,
+    ),
+    Operation(
+        "record_discard",
+        "throw the running episode away",
+        QUICK_S,
+        ask,
+    ),
+    Operation(
+        "rollout_arm",
+        "load a policy and warm it up; returns when it is ready",
+        BUS_S,  # beside the time that the configuration gives a policy to load
+        arm_rollout,
+        arguments=RolloutArm,
+        sent=LoadPolicy,
+    ),
+    Operation(
+        "rollout_start",
+        "run one episode in the background; returns when the policy has taken command",
+        RAMP_S,
+        ask,
+        arguments=RolloutStart,
+        needs=State.ROLLOUT,
+    ),
+    Operation(
+        "rollout_stop",
+        "end the running episode; returns when the arm is parked",
+        PARK_S,
+        ask,
+        needs=State.ROLLOUT,
+    ),
+    Operation(
+        "rollout_disarm",
+        "end the episode if one runs, stop inference, go idle",
+        PARK_S,
+        ask,
+        needs=State.ROLLOUT,
+        then=Event.ROLLOUT_DISARM,
+    ),
+    Operation(
+        "park",
+        "park the arm and take its torque away, from wherever it is",
+        PARK_S,
+        park,
+        sent=Park,
+        said=lambda _: "parked, torque off",
+    ),
+    Operation(
+        "estop",
+        "stop now and hold",
+        QUICK_S,
+        ask,
+        arguments=Estop,
+        event=Event.ESTOP,
+        alone=False,
+        said=lambda _: "stopped; `armada reset` lifts the stop and parks the arm",
+    ),
+    Operation(
+        "reset",
+        "leave fault or emergency stop; parks an arm that is energised",
+        PARK_S,
+        ask,
+        then=Event.RESET,
+        said=lambda reply: "parked, torque off" if reply.get("parked") else "ready",
+    ),
+)
+
+
+def operation_of(verb: str, operations: Iterable[Operation] = OPERATIONS) -> Operation:
+    """The row of a verb. Raises UnknownOperation, which names those that there are."""
+    known = {operation.verb: operation for operation in operations}
+    if verb not in known:
+        raise UnknownOperation(
+            f"the agent has no operation {verb!r}; there are: {', '.join(known)}"
+        )
+    return known[verb]
+
+
+def control_commands(operations: Iterable[Operation] = OPERATIONS) -> dict[str, type[Arguments]]:
+    """What the control process must be able to do, and what comes with each command."""
+    return {row.command: row.sent or row.arguments for row in operations}
