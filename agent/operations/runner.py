@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 
-from agent.errors import AgentError, OperationFailed, Refused
+from agent.errors import AgentError, OperationFailed
 from agent.operations.arguments import Arguments
 from agent.operations.operation import Operation, Reply, Robot
 from agent.operations.sequences import QUICK_S
@@ -31,12 +31,15 @@ class OperationRunner:
                 raise
             except Exception as error:
                 log.exception("%s failed", operation.verb)
-                line = f"{operation.verb} failed: {type(error).__name__}: {error}"
+                why = " ".join(str(error).split())
+                line = f"{operation.verb} failed: {type(error).__name__}: {why}"
                 await self._hold(line)
                 raise OperationFailed(f"{line}; see the agent's log") from error
 
     async def _hold(self, line: str) -> None:
         """Nobody knows how far it came: a fault, and the arm held where it is, until a reset."""
         self._robot.fault(line)
-        with contextlib.suppress(Refused):
+        try:
             await self._robot.command("estop", QUICK_S, release=False)
+        except Exception:
+            log.exception("the control process could not be told to hold")
