@@ -10,7 +10,7 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +18,13 @@ from typing import Annotated, Any
 import typer
 
 from agent.client import AgentClient
-from agent.config import DEFAULT_CONFIG_PATH, load_config
+from agent.config import DEFAULT_CONFIG_PATH, AgentConfig, load_config
 from agent.errors import AgentError, ConfigError, NoTerminal, RequestFailed
 from agent.operations.arguments import ArmName
 from agent.operations.operation import Operation
 from agent.operations.table import OPERATIONS
+from host.command_line import command_group, run_command_line
+from host.settings import BadSettings, take_flags
 
 POLL_S = 0.2
 
@@ -30,24 +32,15 @@ Config = Annotated[Path, typer.Option(envvar="ARMADA_CONFIG", help="agent.toml")
 Json = Annotated[bool, typer.Option("--json", help="for a machine: JSON on standard output")]
 Episodes = Annotated[int, typer.Option("--episodes", "--num-episodes", metavar="N")]
 
-agent = typer.Typer()
-setup = typer.Typer()
-
-
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """An error of the agent is one line and an exit status."""
-    try:
-        yield
-    except AgentError as error:
-        print(f"armada: {error}", file=sys.stderr)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+agent = command_group("The daemon.")
+setup = command_group("Set an arm up.")
+SETTINGS_AS_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @contextlib.contextmanager
 def speaking(config: Path) -> Iterator[AgentClient]:
     """A client of the agent that this configuration describes."""
-    with told(), AgentClient(load_config(config).agent_socket) as client:
+    with AgentClient(load_config(config).agent_socket) as client:
         yield client
 
 
@@ -58,28 +51,28 @@ def say(line: str, reply: Any, as_json: bool) -> None:
 
 @agent.callback()
 def _agent() -> None:
-    """the daemon"""
+    """Keeps `run` a command of its own, although it is the only one."""
 
 
 @setup.callback()
 def _setup() -> None:
-    """set an arm up"""
+    """Keeps `calibrate` a command of its own, although it is the only one."""
 
 
-@agent.command("run")
-def run_daemon(config: Config = DEFAULT_CONFIG_PATH) -> None:
-    """run it in the foreground"""
+@agent.command("run", context_settings=SETTINGS_AS_FLAGS)
+def run_daemon(context: typer.Context, config: Config = DEFAULT_CONFIG_PATH) -> None:
+    """Run it in the foreground; any setting may be given as --section.key VALUE."""
     # The other commands need neither asyncio nor uvicorn.
     from agent.supervisor.daemon import run_agent
     from host.logs import set_up_logging
 
     set_up_logging()
-    with told():
-        run_agent(load_config(config), config)
+    take_flags(AgentConfig, context.args)
+    run_agent(load_config(config), config)
 
 
 def doctor(config: Config = DEFAULT_CONFIG_PATH, as_json: Json = False) -> None:
-    """check all that the agent needs, one line a finding"""
+    """Check all that the agent needs, one line a finding."""
     from agent.doctor import examine  # it looks at cameras and servos itself
 
     well = True
@@ -91,7 +84,7 @@ def doctor(config: Config = DEFAULT_CONFIG_PATH, as_json: Json = False) -> None:
 
 
 def status(config: Config = DEFAULT_CONFIG_PATH, as_json: Json = False) -> None:
-    """what the agent on this host is doing"""
+    """Show what the agent on this host is doing."""
     with speaking(config) as client:
         reply = client.status()
     print(json.dumps(reply, indent=2) if as_json else "\n".join(status_lines(reply)))
@@ -109,7 +102,7 @@ def record(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """record teleoperated episodes"""
+    """Record teleoperated episodes."""
     with speaking(config) as client, _parked_at_the_end(client):
         for number in range(1, episodes + 1):
             client.record_start(task=task)
@@ -139,7 +132,7 @@ def rollout(
     record: Annotated[bool, typer.Option("--record", help="record the episodes as well")] = False,
     as_json: Json = False,
 ) -> None:
-    """let a released policy drive the arm"""
+    """Let a released policy drive the arm."""
     with speaking(config) as client:
         armed = client.rollout_arm(policy=policy)
         line = f"policy {armed['version']} is loaded, {armed['latency_ms']:.0f} ms a chunk"
@@ -165,7 +158,7 @@ def calibrate(
     config: Config = DEFAULT_CONFIG_PATH,
     as_json: Json = False,
 ) -> None:
-    """teach the agent an arm's joints"""
+    """Teach the agent an arm's joints."""
     with speaking(config) as client:
         _ask(f"Put every joint of the {arm} to the middle of its range, then press Enter: ")
         client.calibrate(arm=arm, step="homing")
@@ -210,7 +203,7 @@ def command_of(operation: Operation, said: Callable[[dict[str, Any]], str]) -> C
 
 def make_app(operations: Iterable[Operation] = OPERATIONS) -> typer.Typer:
     """All commands of this room; those of the operations table after the others."""
-    made = typer.Typer(add_completion=False)
+    made = command_group("The agent of one robot.")
     made.add_typer(agent, name="agent")
     for function in (record, rollout, status):
         made.command()(function)
@@ -223,6 +216,11 @@ def make_app(operations: Iterable[Operation] = OPERATIONS) -> typer.Typer:
 
 
 app = make_app()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; the exit status."""
+    return run_command_line(app, "armada", argv, (AgentError,), (ConfigError, BadSettings))
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:

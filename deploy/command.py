@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any
@@ -36,10 +36,10 @@ class Room:
 
 ROOMS = (
     Room("agent.cli"),
-    Room("deploy.configuration", "config", "Show and check agent.toml and coordinator.toml"),
-    Room("coordinator.cli", "coordinator", "Init, enrol, superlink, run, status"),
-    Room("robot_io.twin.cli", "twin", "A wire-level twin of an SO-101 leader and follower"),
-    Room("deploy.local_fleet.cli", "demo", "A whole fleet on this machine"),
+    Room("deploy.configuration", "config", "Show and check agent.toml and coordinator.toml."),
+    Room("coordinator.cli", "coordinator", "Init, enrol, superlink, run, status."),
+    Room("robot_io.twin.cli", "twin", "A wire-level twin of an SO-101 leader and follower."),
+    Room("deploy.local_fleet.cli", "demo", "A whole fleet on this machine."),
 )
 
 
@@ -119,7 +119,7 @@ def _app(room: Room) -> click.Command:
     return typer.main.get_command(importlib.import_module(room.module).app)
 
 
-def _commands(room: Room) -> dict[str, click.Command]:
+def _commands(room: Room) -> Mapping[str, click.Command]:
     group = _app(room)
     assert isinstance(group, click.Group)  # only such a room has no name
     return group.commands

@@ -10,6 +10,7 @@ import typer
 from click.exceptions import NoArgsIsHelpError
 
 INTERRUPTED = 130  # 128 + SIGINT
+typer.core.HAS_RICH = False  # else typer escapes the brackets of plain help, too
 
 
 def command_group(help: str | None = None) -> typer.Typer:
@@ -31,11 +32,13 @@ def run_command_line(
     name: str,
     arguments: Sequence[str],
     refusals: tuple[type[Exception], ...],
+    wrong: tuple[type[Exception], ...] = (),
 ) -> int:
     """Run `name` with `arguments`; the exit status.
 
-    0 success; 1 with one line on stderr for an error in `refusals`; 2 for wrong usage; what the
-    command itself gave by typer.Exit; 130 after Ctrl-C. Anything else is a fault, and is raised.
+    0 success; 1 with one line on stderr for an error in `refusals`; 2 for wrong usage, and for an
+    error in `wrong`; what the command itself gave by typer.Exit; 130 after Ctrl-C. Anything else is
+    a fault, and is raised.
     """
     command = typer.main.get_command(app)
     try:
@@ -45,11 +48,12 @@ def run_command_line(
         return error.exit_code
     except click.UsageError as error:
         where = name if error.ctx is None else error.ctx.command_path
-        sys.stderr.write(f"{where}: {error.format_message()} ({where} --help says more)\n")
+        line = " ".join(error.format_message().split())
+        sys.stderr.write(f"{where}: {line} ({where} --help says more)\n")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except refusals as error:
+    except (*wrong, *refusals) as error:
         sys.stderr.write(f"{name.split()[0]}: {error}\n")
-        return 1
+        return 2 if isinstance(error, wrong) else 1
     return int(status or 0)

@@ -35,7 +35,7 @@ from agent.operations.state_machine import Event, State
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "calibrate",
-        "one step of calibrating one arm; the person moves it between the steps",
+        "One step of calibrating one arm; the person moves it between the steps.",
         BUS_S,
         ask,
         arguments=Calibrate,
@@ -43,13 +43,13 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "teleop_start",
-        "the leader takes command; returns when the follower follows it",
+        "The leader takes command; returns when the follower follows it.",
         RAMP_S,
         begin_teleop,
     ),
     Operation(
         "teleop_stop",
-        "park, release, go idle",
+        "Park, release, go idle.",
         PARK_S,
         end_teleop,
         as_command="park",
@@ -57,26 +57,26 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "record_start",
-        "begin an episode, starting teleoperation first if the arm is idle",
+        "Begin an episode, starting teleoperation first if the arm is idle.",
         RAMP_S,
         within_teleop,
         arguments=RecordStart,
     ),
     Operation(
         "record_finish",
-        "save the episode: it is on the disk when this returns",
+        "Save the episode: it is on the disk when this returns.",
         RAMP_S,
         ask,
     ),
     Operation(
         "record_discard",
-        "throw the running episode away",
+        "Throw the running episode away.",
         QUICK_S,
         ask,
     ),
     Operation(
         "rollout_arm",
-        "load a policy and warm it up; returns when it is ready",
+        "Load a policy and warm it up; returns when it is ready.",
         BUS_S,  # beside the time that the configuration gives a policy to load
         arm_rollout,
         arguments=RolloutArm,
@@ -84,7 +84,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "rollout_start",
-        "run one episode in the background; returns when the policy has taken command",
+        "Run one episode in the background; returns when the policy has taken command.",
         RAMP_S,
         ask,
         arguments=RolloutStart,
@@ -92,14 +92,14 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "rollout_stop",
-        "end the running episode; returns when the arm is parked",
+        "End the running episode; returns when the arm is parked.",
         PARK_S,
         ask,
         needs=State.ROLLOUT,
     ),
     Operation(
         "rollout_disarm",
-        "end the episode if one runs, stop inference, go idle",
+        "End the episode if one runs, stop inference, go idle.",
         PARK_S,
         ask,
         needs=State.ROLLOUT,
@@ -107,7 +107,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "park",
-        "park the arm and take its torque away, from wherever it is",
+        "Park the arm and take its torque away, from wherever it is.",
         PARK_S,
         park,
         sent=Park,
@@ -115,7 +115,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "estop",
-        "stop now and hold",
+        "Stop now and hold.",
         QUICK_S,
         ask,
         arguments=Estop,
@@ -125,7 +125,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "reset",
-        "leave fault or emergency stop; parks an arm that is energised",
+        "Leave fault or emergency stop; parks an arm that is energised.",
         PARK_S,
         ask,
         then=Event.RESET,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,16 +11,18 @@ import types
 import pytest
 import typer
 
-from deploy.command import ROOMS, Room, Rooms, command_of, main
+from deploy.command import ROOMS, Room, Rooms, main
 
 TOP = ["agent", "record", "rollout", "status", "setup", "doctor", "park", "estop", "reset"]
-NAMES = [*TOP, *(room.name for room in ROOMS if room.name is not None)]
+NAMES = [*TOP, "config", "coordinator", "twin", "demo"]
 HEAVY = ("torch", "lerobot", "flwr", "onnxruntime", "mujoco", "cv2", "uvicorn")
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.module)
-def test_every_room_exists_and_can_be_handed_a_command(room: Room) -> None:
-    assert command_of(room).get_short_help_str() is not None
+def test_every_room_exists_with_a_main_and_an_app(room: Room) -> None:
+    module = importlib.import_module(room.module)
+    assert callable(module.main)
+    assert isinstance(module.app, typer.Typer)
 
 
 def test_an_unknown_command_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +40,7 @@ def test_an_unknown_command_is_one_clear_line(capsys: pytest.CaptureFixture[str]
         (["record", "--task", "t", "--bogus"], "--bogus"),
         (["record", "--task", "t", "--episodes", "x"], "'x' is not a valid int"),
         (["setup", "calibrate", "--arm", "third"], "is not one of 'follower', 'leader'"),
-        (["agent"], "armada agent: Missing command"),
+        (["agent", "run", "--confg", "x"], "--confg: not an option"),
         (["park", "now"], "unexpected extra argument (now)"),
         (["status", "--config", "/nowhere/agent.toml"], "/nowhere/agent.toml: no such file"),
     ],
@@ -58,12 +61,15 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str], arguments:
     assert all(f"\n  {name} " in text for name in NAMES)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "names"), [([], NAMES), (["agent"], ["run"]), (["setup"], ["calibrate"])]
+)
 def test_no_command_at_all_is_wrong_usage_and_shows_the_help(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], arguments: list[str], names: list[str]
 ) -> None:
-    assert main([]) == 2
+    assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert all(f"\n  {name} " in error for name in NAMES)
+    assert all(f"\n  {name} " in error for name in names)
 
 
 def test_help_of_a_command_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +120,7 @@ def test_a_room_with_a_name_does_not_import_the_agent() -> None:
     [
         ("armada ro", ["rollout"]),
         ("armada coo", ["coordinator"]),
+        ("armada coordinator en", ["enrol"]),
         ("armada setup ca", ["calibrate"]),
         ("armada setup calibrate --arm ", ["follower", "leader"]),
     ],
@@ -139,29 +146,13 @@ def room_of(monkeypatch: pytest.MonkeyPatch, **contents: object) -> None:
     monkeypatch.setattr(Rooms, "rooms", (*ROOMS, Room("a_room", "room", "what it is")))
 
 
-def test_a_room_with_a_main_gets_all_its_arguments_and_says_the_status(
-    monkeypatch: pytest.MonkeyPatch,
+def test_one_more_room_is_one_row_and_gets_all_its_arguments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[list[str]] = []
     room_of(monkeypatch, main=lambda argv: given.append(argv) or 7)
-    assert main(["room", "walk", "--help", "--deep", "3", "--", "-x"]) == 7
-    assert given[0][:4] == ["walk", "--help", "--deep", "3"]
-
-
-def test_a_room_with_an_app_is_one_row_more(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    app = typer.Typer(add_completion=False)
-
-    @app.callback()
-    def top() -> None: ...
-
-    @app.command()
-    def walk(deep: int = 0) -> None:
-        raise typer.Exit(deep)
-
-    room_of(monkeypatch, app=app)
-    assert main(["room", "walk", "--deep", "3"]) == 3
-    assert main(["room", "run"]) == 2
+    arguments = ["walk", "--help", "--deep", "3", "-x", "--", "--json"]
+    assert main(["room", *arguments]) == 7
+    assert given == [arguments]
     assert main(["--help"]) == 0
     assert "what it is" in capsys.readouterr().out
