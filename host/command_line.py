@@ -51,9 +51,16 @@ def run_command_line(
         line = " ".join(error.format_message().split())
         sys.stderr.write(f"{where}: {line} ({where} --help says more)\n")
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort as error:  # made of an EOFError, which may be one of ours
+        cause = error.__cause__
+        if cause is not None and isinstance(cause, (*wrong, *refusals)):
+            return _refused(name, cause, wrong)
         return INTERRUPTED
     except (*wrong, *refusals) as error:
-        sys.stderr.write(f"{name.split()[0]}: {error}\n")
-        return 2 if isinstance(error, wrong) else 1
+        return _refused(name, error, wrong)
     return int(status or 0)
+
+
+def _refused(name: str, error: BaseException, wrong: tuple[type[Exception], ...]) -> int:
+    sys.stderr.write(f"{name.split()[0]}: {error}\n")
+    return 2 if isinstance(error, wrong) else 1

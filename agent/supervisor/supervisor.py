@@ -272,7 +272,7 @@ class Supervisor:
             return
         for future in self._pending.values():
             if not future.done():
-                future.set_result({"ok": False, "error": reason})
+                future.set_exception(ProcessUnavailable(reason))
         if self.state is not State.IDLE and self._fault is None:
             self._fault = f"{reason}; it is started again; `armada reset` parks the arm"
         self.event(Event.CONTROL_DIED)
