@@ -25,9 +25,17 @@ from agent.supervisor.supervisor import Supervisor
 
 # A control process that does as the name of the command says, without an arm.
 CONTROL = """
-import os, signal, sys
+import os, signal, sys, time
 from agent.child.link import ChildLink
 link = ChildLink.from_environment()
+
+def park(number, frame):
+    time.sleep(0.3)  # the others have ended by then
+    link.send("event", name="released", reason=None)
+    time.sleep(0.3)
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, park)
 status = {"ready": True, "problems": ["camera top: gone"], "recording": {"episodes": 2}}
 link.heartbeat()
 link.send("status", **status)
@@ -208,7 +216,7 @@ def test_control_that_dies_when_idle_is_no_fault(tmp_path: Path) -> None:
         status = supervisor.status()
         assert status["processes"]["control"]["restarts"] == 1
         assert status["events"][-1]["reason"] == "the control process died (SIGKILL)"
-        assert not status["ready"]
+        assert status["faults"] == [] and not status["ready"]
 
     play(tmp_path, scene)
 
@@ -312,10 +320,14 @@ def test_the_children_are_told_of_every_state(tmp_path: Path) -> None:
 
 def test_nothing_is_started_again_once_the_agent_is_to_end(tmp_path: Path) -> None:
     async def scene(supervisor: Supervisor) -> None:
-        supervisor.event(Event.TELEOP_START)  # the trainer is frozen
+        await until(lambda: supervisor.status().get("trainer"))
+        supervisor.event(Event.TELEOP_START)
         supervisor.request_stop()
-        await until(lambda: pids_of(supervisor) == {})
-        await asyncio.sleep(0.2)
+        await until(lambda: pids_of(supervisor).keys() == {"control"})
+        while pid_of(supervisor, "control") is not None:  # it parks; then the state is idle
+            assert pid_of(supervisor, "trainer") is None
+            await asyncio.sleep(0.01)
+        assert supervisor.state is State.IDLE
         assert pids_of(supervisor) == {}
 
     play(tmp_path, scene)
