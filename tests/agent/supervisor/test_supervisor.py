@@ -88,7 +88,7 @@ class Row(ProcessRow):
 
     program: str = WORKER
 
-    def command(self, config_path: Path, parent_pid: int) -> list[str]:
+    def command(self, config_path: Path) -> list[str]:
         return [sys.executable, "-c", self.program]
 
 
