@@ -52,8 +52,8 @@ class Operation:
     timeout_s: float  # of the control process's answer
     sequence: Callable[[Operation, Robot, Any], Awaitable[Reply]]
     arguments: type[Arguments] = Nothing
-    needs: State | None = None  # refused in every other state
-    event: Event | None = None  # before the command; refused by the state machine
+    needs_rollout: bool = False  # refused where none is armed
+    event: Event | None = None  # asked of the state machine before the command
     then: Event | None = None  # after it, if the state is the same still
     as_command: str | None = None  # of the control process, if it is not called as the verb
     sent: type[Arguments] | None = None  # what goes there, if not `arguments`

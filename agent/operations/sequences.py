@@ -23,13 +23,12 @@ PARK_S = 40.0
 
 async def ask(operation: Operation, robot: Robot, arguments: Arguments) -> Reply:
     """All that the row's columns say: needs, event, command, then."""
-    if operation.needs is State.ROLLOUT and robot.state is not State.ROLLOUT:
+    if operation.needs_rollout and robot.state is not State.ROLLOUT:
         if robot.state is State.IDLE:
             raise Refused("no rollout is armed; arm a policy first (rollout/arm)")
         raise Refused(f"a rollout is not possible: {MEND[robot.state]}")
     arguments.check(robot.config)
-    if operation.event is not None:
-        robot.event(operation.event)
+    _enter(operation, robot)
     if operation.then is not None:
         next_state(robot.state, operation.then)  # refuses before anything is done
     fields = arguments.model_dump()
@@ -38,7 +37,7 @@ async def ask(operation: Operation, robot: Robot, arguments: Arguments) -> Reply
 
 async def begin_teleop(operation: Operation, robot: Robot, arguments: Arguments) -> Reply:
     """Leave idle for teleoperation; an arm that was not let in is parked again."""
-    robot.event(Event.TELEOP_START)
+    _enter(operation, robot)
     try:
         return await robot.command(operation.command, operation.timeout_s, **arguments.model_dump())
     except Refused:
@@ -51,13 +50,14 @@ async def begin_teleop(operation: Operation, robot: Robot, arguments: Arguments)
 async def within_teleop(operation: Operation, robot: Robot, arguments: Arguments) -> Reply:
     """In teleoperation, which is begun first if it is not on."""
     if robot.state is State.TELEOP:
-        return await ask(operation, robot, arguments)
+        fields = arguments.model_dump()
+        return await robot.command(operation.command, operation.timeout_s, **fields)
     return await begin_teleop(operation, robot, arguments)
 
 
 async def end_teleop(operation: Operation, robot: Robot, arguments: Arguments) -> Reply:
     """Park, release, go idle."""
-    robot.event(Event.TELEOP_STOP)
+    _enter(operation, robot)
     return await _release(robot, energise=False)
 
 
@@ -66,7 +66,7 @@ async def park(operation: Operation, robot: Robot, arguments: Arguments) -> Repl
     if robot.state is State.ROLLOUT:
         return await _command(robot, "rollout_disarm", PARK_S, Event.ROLLOUT_DISARM, {})
     energise = robot.state is State.IDLE
-    robot.event(Event.PARK)
+    _enter(operation, robot)
     return await _release(robot, energise=energise)
 
 
@@ -74,7 +74,7 @@ async def arm_rollout(operation: Operation, robot: Robot, arguments: RolloutArm)
     """Start inference, load a policy and warm it up; idle again if that fails."""
     folder = robot.policy_folder(arguments.policy)
     rearm = robot.state is State.ROLLOUT
-    robot.event(Event.ROLLOUT_ARM)
+    _enter(operation, robot)
     timeout_s = operation.timeout_s + robot.config.rollout.load_timeout_s
     try:
         return await robot.command(
@@ -84,6 +84,11 @@ async def arm_rollout(operation: Operation, robot: Robot, arguments: RolloutArm)
         if not rearm:
             robot.event(Event.NOT_STARTED)
         raise
+
+
+def _enter(operation: Operation, robot: Robot) -> None:
+    if operation.event is not None:
+        robot.event(operation.event)
 
 
 async def _command(

@@ -30,7 +30,7 @@ from agent.operations.sequences import (
     park,
     within_teleop,
 )
-from agent.operations.state_machine import Event, State
+from agent.operations.state_machine import Event
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -46,12 +46,14 @@ OPERATIONS: tuple[Operation, ...] = (
         "The leader takes command; returns when the follower follows it.",
         RAMP_S,
         begin_teleop,
+        event=Event.TELEOP_START,
     ),
     Operation(
         "teleop_stop",
         "Park, release, go idle.",
         PARK_S,
         end_teleop,
+        event=Event.TELEOP_STOP,
         as_command="park",
         sent=Park,
     ),
@@ -61,25 +63,19 @@ OPERATIONS: tuple[Operation, ...] = (
         RAMP_S,
         within_teleop,
         arguments=RecordStart,
+        event=Event.TELEOP_START,
     ),
     Operation(
-        "record_finish",
-        "Save the episode: it is on the disk when this returns.",
-        RAMP_S,
-        ask,
+        "record_finish", "Save the episode: it is on the disk when this returns.", RAMP_S, ask
     ),
-    Operation(
-        "record_discard",
-        "Throw the running episode away.",
-        QUICK_S,
-        ask,
-    ),
+    Operation("record_discard", "Throw the running episode away.", QUICK_S, ask),
     Operation(
         "rollout_arm",
         "Load a policy and warm it up; returns when it is ready.",
         BUS_S,  # beside the time that the configuration gives a policy to load
         arm_rollout,
         arguments=RolloutArm,
+        event=Event.ROLLOUT_ARM,
         sent=LoadPolicy,
     ),
     Operation(
@@ -88,21 +84,21 @@ OPERATIONS: tuple[Operation, ...] = (
         RAMP_S,
         ask,
         arguments=RolloutStart,
-        needs=State.ROLLOUT,
+        needs_rollout=True,
     ),
     Operation(
         "rollout_stop",
         "End the running episode; returns when the arm is parked.",
         PARK_S,
         ask,
-        needs=State.ROLLOUT,
+        needs_rollout=True,
     ),
     Operation(
         "rollout_disarm",
         "End the episode if one runs, stop inference, go idle.",
         PARK_S,
         ask,
-        needs=State.ROLLOUT,
+        needs_rollout=True,
         then=Event.ROLLOUT_DISARM,
     ),
     Operation(
@@ -110,6 +106,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Park the arm and take its torque away, from wherever it is.",
         PARK_S,
         park,
+        event=Event.PARK,
         sent=Park,
         said=lambda _: "parked, torque off",
     ),

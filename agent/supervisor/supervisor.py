@@ -47,7 +47,7 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
-        self.machine = Machine()
+        self._machine = Machine()
         self.session = str(uuid.uuid4())
         self._store = PolicyStore(config.policies_dir)
         self._clock = clock
@@ -79,12 +79,12 @@ class Supervisor:
     @property
     def state(self) -> State:
         """The present state."""
-        return self.machine.state
+        return self._machine.state
 
     def event(self, event: Event) -> None:
         """Apply an operator's event, with all that follows from it at once. Raises Refused."""
         began_s = self._clock()
-        if self.machine.handle(event):
+        if self._machine.handle(event):
             log.info("%s -> %s", event.value, self.state.value)
             if self.state not in (State.FAULT, State.ESTOP):
                 self._fault = None
@@ -149,7 +149,7 @@ class Supervisor:
             "state": self.state.value,
             "ready": bool(control.get("ready")) and self.state not in (State.FAULT, State.ESTOP),
             "faults": self._faults(),
-            "training_allowed": self.machine.permissions.idle,
+            "training_allowed": self._machine.permissions.idle,
             "recording": control.get("recording", {"active": False, "episodes": 0, "frames": 0}),
             "rollout": control.get("rollout", {"running": False}),
             "rate_hz": control.get("rate_hz"),
@@ -170,12 +170,11 @@ class Supervisor:
 
     # The loop.
 
-    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+    async def run(self) -> None:
         """Supervise until `request_stop`; then park, end all, return."""
         for folder in (self.config.journal_dir, self.config.run_dir, self.config.log_dir):
             folder.mkdir(parents=True, exist_ok=True)
         self._apply(self._clock())
-        ready()
         self._notifier.ready(self.state.value)
         try:
             while not self._stopping.is_set():
@@ -201,7 +200,7 @@ class Supervisor:
 
     def _apply(self, began_s: float) -> None:
         """Make the processes fit the state: freeze first, then start, let go on and stop."""
-        permissions = self.machine.permissions
+        permissions = self._machine.permissions
         froze = False
         for child in self._children.values():
             if not child.row.runs(permissions) and child.pid is not None and not child.frozen:
@@ -214,7 +213,7 @@ class Supervisor:
     def _want(self) -> None:
         if self._stopping.is_set():
             return  # the arm is released meanwhile: idle, but nobody is to start again
-        permissions = self.machine.permissions
+        permissions = self._machine.permissions
         for child in self._children.values():
             child.want(child.row.runs(permissions))
 
@@ -298,7 +297,7 @@ class Supervisor:
             "state": self.state.value,
             "session": self.session,
             "recording": bool(recording.get("active")),
-            "training_allowed": self.machine.permissions.idle,
+            "training_allowed": self._machine.permissions.idle,
             "episodes": int(recording.get("episodes", 0)),
             "frames": int(recording.get("frames", 0)),
             "policy": self._active_policy(),

@@ -20,7 +20,7 @@ from agent.errors import BadArguments, Refused, UnknownOperation
 from agent.operations.arguments import Arguments, Task
 from agent.operations.operation import Operation
 from agent.operations.sequences import begin_teleop
-from agent.operations.state_machine import State
+from agent.operations.state_machine import Event, State
 from agent.operations.table import OPERATIONS, control_commands, operation_of
 from agent.recording.session import RecordingSession
 
@@ -38,6 +38,7 @@ REPLAY = Operation(
     60.0,
     begin_teleop,
     arguments=Replay,
+    event=Event.TELEOP_START,
     said=lambda reply: f"played {reply['frames']} frames",
 )
 ROWS = (*OPERATIONS, REPLAY)
