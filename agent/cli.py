@@ -37,11 +37,9 @@ setup = command_group("Set an arm up.")
 SETTINGS_AS_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@contextlib.contextmanager
-def speaking(config: Path) -> Iterator[AgentClient]:
-    """A client of the agent that this configuration describes."""
-    with AgentClient(load_config(config).agent_socket) as client:
-        yield client
+def speaking(config: Path) -> AgentClient:
+    """A client of the agent that this configuration describes. Raises ConfigError."""
+    return AgentClient(load_config(config).agent_socket)
 
 
 def say(line: str, reply: Any, as_json: bool) -> None:
@@ -50,13 +48,9 @@ def say(line: str, reply: Any, as_json: bool) -> None:
 
 
 @agent.callback()
-def _agent() -> None:
-    """Keeps `run` a command of its own, although it is the only one."""
-
-
 @setup.callback()
-def _setup() -> None:
-    """Keeps `calibrate` a command of its own, although it is the only one."""
+def _group() -> None:
+    """Keeps the only command of each a command of its own."""
 
 
 @agent.command("run", context_settings=SETTINGS_AS_FLAGS)

@@ -97,6 +97,15 @@ def test_the_configuration_may_come_from_the_environment(
     assert "other.toml: no such file" in capsys.readouterr().err
 
 
+def test_any_setting_may_be_a_flag_of_agent_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARMADA_AGENT_CONTROL__FPS", "30")  # put back afterwards
+    path = str(small_config(tmp_path))
+    assert main(["agent", "run", "--config", path, "--control.fps", "100000"]) == 2
+    assert "control.fps" in capsys.readouterr().err
+
+
 def test_no_agent_is_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["park", "--config", str(small_config(tmp_path))]) == 1
     assert "no agent answers at" in capsys.readouterr().err
