@@ -48,6 +48,7 @@ class Notifier:
             address = "\0" + address[1:]
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                sender.sendto(text.encode(), address)
+                # A systemd that does not read must not stop the supervisor's loop.
+                sender.sendto(text.encode(), socket.MSG_DONTWAIT, address)
         except OSError as error:
             log.warning("systemd cannot be told: %s", error)

@@ -40,6 +40,19 @@ def test_a_socket_that_is_gone_is_a_warning(
     assert "systemd cannot be told" in caplog.text
 
 
+def test_a_systemd_that_does_not_read_stops_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(address))
+        notifier = Notifier(str(address), "30000000")
+        queue = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
+        for _ in range(queue + 5):
+            notifier.watchdog("idle")
+    assert "systemd cannot be told" in caplog.text
+
+
 def test_children_do_not_inherit_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "@abstract")
     monkeypatch.setenv("WATCHDOG_USEC", "2000000")
