@@ -1,24 +1,27 @@
-"""The coordinator's hand on Flower: rounds in child processes, with a limit on their time.
+"""The coordinator's hand on Flower: one child process a campaign, with a limit on each job's time.
 
-Nothing of Flower is imported here. Each round is one process (`round_job`), because Flower keeps a
-task's identity global and may interrupt its own process; the next one is started while the last
-one is still talked about, since importing Flower takes some three seconds.
+Nothing of Flower is imported here. The child (`server_process`) carries out every round over one
+long run of the SuperLink. When it dies, or the SuperLink loses its run, the round under way fails
+with one line, and the next round finds a new child with a new run.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from coordinator.federation.errors import FederationError
+from coordinator.federation.jobs import BEGUN, DONE, LOST, Job, RegisterJob, RegisterResult, RoundJob
 from coordinator.federation.orders import (
     GateConfig,
     Member,
@@ -27,7 +30,6 @@ from coordinator.federation.orders import (
     SuperLinkAccess,
     canonical_key,
 )
-from coordinator.federation.round_job import RegisterJob, RegisterResult, RoundJob
 from coordinator.federation.superlink import FLOWER_ENVIRONMENT
 
 __all__ = [
@@ -41,13 +43,15 @@ __all__ = [
     "run_round",
 ]
 
-START_S = 30.0  # imports on a busy machine
+START_S = 30.0  # imports on a busy machine, and the run's start
 SLACK_S = 120.0  # aggregation, disk, a SuperLink that is restarted meanwhile
 REGISTER_S = 60.0
+EXIT_S = 15.0  # Flower takes some seconds to leave a run that it lost
 LOG_NAME = "rounds.log"
 MAX_LOG_BYTES = 8 << 20
+STOPPING = "the coordinator is being stopped"
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def round_limit_s(order: RoundOrder) -> float:
@@ -60,28 +64,86 @@ def round_limit_s(order: RoundOrder) -> float:
     return limit_s
 
 
+@dataclass
+class _Child:
+    """A Flower process, and our end of its line."""
+
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+
+    @classmethod
+    def start(cls, access: SuperLinkAccess, output: Path) -> _Child:
+        access.home.mkdir(parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        with theirs, output.open("ab") as stream:
+            try:
+                process = subprocess.Popen(
+                    [
+                        sys.executable, "-m", "coordinator.federation.server_process",
+                        access.model_dump_json(), str(theirs.fileno()),
+                    ],
+                    env={**os.environ, **FLOWER_ENVIRONMENT, "FLWR_HOME": str(access.home)},
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C at the terminal is the coordinator's to handle
+                )  # fmt: skip
+            except OSError:
+                ours.close()
+                raise
+        return cls(process, ours)
+
+    def carry_out(self, job: Job, limit_s: float) -> list[bytes]:
+        """Hand over the job and wait; the lines that came up. Raises TimeoutError."""
+        deadline_s = time.monotonic() + limit_s
+        heard = b""
+        try:
+            self.line.settimeout(limit_s)
+            self.line.sendall(job.model_dump_json().encode() + b"\n")
+            while not heard.endswith((DONE, LOST)):
+                self.line.settimeout(max(0.001, deadline_s - time.monotonic()))
+                data = self.line.recv(4096)
+                if not data:
+                    break
+                heard += data
+        except ConnectionError:
+            log.debug("process %d cut the line", self.process.pid)
+        return heard.splitlines(keepends=True)
+
+    def end(self) -> None:
+        """Cut the line, then kill; the process holds nothing that a kill could damage."""
+        try:
+            self.line.shutdown(socket.SHUT_RDWR)  # wakes whoever waits in carry_out
+        except OSError:
+            log.debug("process %d was gone already", self.process.pid)
+        try:
+            self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
 class RoundDriver:
     """Runs rounds one after the other, from any thread; `close` may come from another.
 
     work_dir keeps one folder a round (`0003-train/weights.safetensors`), the strategy's memory and
-    the log. With `warm`, a process stands by for the next round (about 130 MB).
+    the log. The Flower process stays for the next round (about 130 MB).
     """
 
-    def __init__(self, access: SuperLinkAccess, work_dir: Path, *, warm: bool = True) -> None:
+    def __init__(self, access: SuperLinkAccess, work_dir: Path) -> None:
         self._access = access
         self._work_dir = work_dir
-        self._warm = warm
         self._lock = threading.Lock()
         self._turn = threading.Lock()
-        self._spare: subprocess.Popen[bytes] | None = None
-        self._running: subprocess.Popen[bytes] | None = None
+        self._child: _Child | None = None
         self._closed = False
 
     def prepare(self) -> None:
-        """Start the spare process now, so that the first round finds it warm."""
+        """Start the Flower process now, so that the first round finds it warm."""
         with self._lock:
-            if self._warm and not self._closed and self._spare is None:
-                self._spare = self._spawn()
+            if not self._closed and self._child is None:
+                self._child = self._start()
 
     def run_round(self, order: RoundOrder) -> RoundResult:
         """Carry out a round; blocks. Whatever goes wrong with it is in `failure`.
@@ -92,7 +154,6 @@ class RoundDriver:
         folder = self._work_dir / f"{order.round:04d}-{order.kind}"
         folder.mkdir(parents=True, exist_ok=True)
         job = RoundJob(
-            access=self._access,
             result=folder / "result.json",
             order=order,
             folder=folder,
@@ -104,13 +165,8 @@ class RoundDriver:
                 return RoundResult.model_validate_json(job.result.read_bytes())
             except (OSError, ValidationError) as error:
                 failure = f"the round's process left no result: {error}"
-        return RoundResult(
-            round=order.round,
-            kind=order.kind,
-            replies=[],
-            failure=failure,
-            seconds=time.monotonic() - started_s,
-        )
+        result = job.failed(failure)
+        return result.model_copy(update={"seconds": time.monotonic() - started_s})
 
     def register(self, members: Sequence[Member]) -> dict[str, int]:
         """Make the members' SuperNode keys known to the SuperLink; node id by agent id.
@@ -120,7 +176,7 @@ class RoundDriver:
         """
         self._work_dir.mkdir(parents=True, exist_ok=True)
         keys = {member.agent_id: canonical_key(member.public_key) for member in members}
-        job = RegisterJob(access=self._access, result=self._work_dir / "register.json", keys=keys)
+        job = RegisterJob(result=self._work_dir / "register.json", keys=keys)
         failure = self._run(job, START_S + REGISTER_S)
         if failure is not None:
             raise FederationError(failure)
@@ -130,92 +186,66 @@ class RoundDriver:
         return dict(result.nodes)
 
     def close(self) -> None:
-        """End what runs or stands by; a round under way fails. Safe to call twice."""
+        """End the Flower process; a round under way fails. Safe to call twice."""
         with self._lock:
             self._closed = True
-            processes = [p for p in (self._spare, self._running) if p is not None]
-            self._spare = None
-        for process in processes:
-            _end(process)
+            child = self._child
+        if child is not None:
+            child.end()
 
-    def _run(self, job: RoundJob | RegisterJob, limit_s: float) -> str | None:
-        """Have a process do the job; the one line why it did not, or None."""
+    def _run(self, job: Job, limit_s: float) -> str | None:
+        """Have the process do the job; the one line why it did not, or None."""
         with self._turn:
-            with self._lock:
-                if self._closed:
-                    return "the coordinator is being stopped"
-                process, self._spare = self._spare, None
-                if process is None or process.poll() is not None:
-                    process = self._spawn()
-                self._running = process
-            try:
-                job.result.unlink(missing_ok=True)
-                return self._await(process, job, limit_s)
-            finally:
-                _end(process)
+            for _attempt in range(2):  # a process that was leaving when we asked did not begin
                 with self._lock:
-                    self._running = None
-                self.prepare()
+                    if self._closed:
+                        return STOPPING
+                    child = self._child
+                    if child is None or child.process.poll() is not None:
+                        child = self._child = self._start()
+                job.result.unlink(missing_ok=True)
+                began, failure, over = self._await(child, job, limit_s)
+                if over:
+                    child.end()
+                    with self._lock:
+                        self._child = None
+                    self.prepare()
+                if began or failure is None:
+                    break
+            return STOPPING if failure and self._closed else failure
 
-    def _await(
-        self, process: subprocess.Popen[bytes], job: RoundJob | RegisterJob, limit_s: float
-    ) -> str | None:
-        assert process.stdin is not None
-        log = self._work_dir / LOG_NAME
+    def _await(self, child: _Child, job: Job, limit_s: float) -> tuple[bool, str | None, bool]:
+        """Whether the job was begun, the one line why it was not done, and whether the process
+        can serve no other."""
+        output = self._work_dir / LOG_NAME
         try:
-            process.stdin.write(job.model_dump_json().encode() + b"\n")
-            process.stdin.flush()
-            status = process.wait(limit_s)
-        except BrokenPipeError:
-            return f"the round's process ended before it began; see {log}"
+            heard = child.carry_out(job, limit_s)
+        except TimeoutError:
+            return True, f"the round took more than {limit_s:.0f} s and was ended; see {output}", True
+        if DONE in heard or LOST in heard:
+            return True, None, LOST in heard
+        try:
+            status = child.process.wait(EXIT_S)
         except subprocess.TimeoutExpired:
-            return f"the round took more than {limit_s:.0f} s and was ended; see {log}"
+            return True, f"the round's process cut its line; see {output}", True
+        if BEGUN not in heard:
+            return False, f"the round's process ended before it began; see {output}", True
         if status == 0:
-            return None
-        if self._closed:
-            return "the coordinator is being stopped"
-        return f"the round's process ended with {status}; see {log}"
+            return True, "the SuperLink ended the run: it lost this coordinator, or restarted", True
+        return True, f"the round's process ended with {status}; see {output}", True
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        log = self._work_dir / LOG_NAME
+    def _start(self) -> _Child:
+        output = self._work_dir / LOG_NAME
         self._work_dir.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-            log.replace(log.with_suffix(".log.1"))
-        self._access.home.mkdir(parents=True, exist_ok=True)
-        environment = {
-            **os.environ,
-            **FLOWER_ENVIRONMENT,
-            "FLWR_HOME": str(self._access.home),
-        }
-        with log.open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", "coordinator.federation.round_job"],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C at the terminal is the coordinator's to handle
-            )
+        if output.exists() and output.stat().st_size > MAX_LOG_BYTES:
+            output.replace(output.with_suffix(".log.1"))
+        return _Child.start(self._access, output)
 
 
 def run_round(order: RoundOrder, work_dir: Path, access: SuperLinkAccess) -> RoundResult:
-    """One round without a spare process; see RoundDriver."""
-    driver = RoundDriver(access, work_dir, warm=False)
+    """One round, and the end of its process; see RoundDriver."""
+    driver = RoundDriver(access, work_dir)
     try:
         return driver.run_round(order)
     finally:
         driver.close()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Cut the lifeline, then kill; the process holds nothing that a kill could damage."""
-    if process.stdin is not None:
-        try:
-            process.stdin.close()
-        except BrokenPipeError:
-            logger.debug("round process %d was gone already", process.pid)
-    try:
-        process.wait(1.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -17,6 +17,13 @@ class SuperLinkUnreachable(FederationError, ConnectionError):
     """No SuperLink answers at the address, or TLS with it fails."""
 
 
+def unreachable(address: str, why: str) -> SuperLinkUnreachable:
+    """The one line for a SuperLink that does not answer."""
+    return SuperLinkUnreachable(
+        f"no SuperLink answers at {address} ({why}); start `armada coordinator superlink`"
+    )
+
+
 class SuperLinkRefused(FederationError, PermissionError):
     """The SuperLink answered, and said no."""
 

@@ -20,7 +20,7 @@ from flwr.serverapp import strategy as flower
 from coordinator import config
 from coordinator.config import AnyStrategy
 from coordinator.federation.errors import RoundFailed
-from coordinator.federation.flower_runtime import reply_message
+from coordinator.federation.fleet import reply_message
 from coordinator.federation.gate import Received
 from policy.errors import PolicyError
 from policy.weights import Array, Weights, load_weights_with_metadata, save_weights

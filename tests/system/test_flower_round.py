@@ -348,7 +348,7 @@ def test_the_wrong_secret_gets_no_task(fleet, tmp_path):
     secret = tmp_path / "secret"
     secret.write_bytes(b"x" * 32)
     access = fleet.access.model_copy(update={"secret": secret})
-    driver = RoundDriver(access, tmp_path / "rounds", warm=False)
+    driver = RoundDriver(access, tmp_path / "rounds")
     result = driver.run_round(fleet.order(8, "statistics"))
     driver.close()
     assert "refused" in result.failure
@@ -360,7 +360,7 @@ def test_the_wrong_authority_on_the_coordinators_side_is_one_clear_line(fleet, t
     layout = Layout(tmp_path)
     create_identities(layout, fleet.config, stranger)
     access = fleet.access.model_copy(update={"ca": layout.ca_certificate})
-    driver = RoundDriver(access, tmp_path / "rounds", warm=False)
+    driver = RoundDriver(access, tmp_path / "rounds")
     result = driver.run_round(fleet.order(9, "statistics"))
     driver.close()
     assert result.failure.startswith(f"TLS with the SuperLink at {fleet.access.address} failed")

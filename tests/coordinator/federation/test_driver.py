@@ -78,7 +78,7 @@ def test_no_superlink_is_one_clear_line(access, order, tmp_path):
 
 
 def test_registering_without_a_superlink_raises_that_line(access, tmp_path):
-    driver = RoundDriver(access, tmp_path / "rounds", warm=False)
+    driver = RoundDriver(access, tmp_path / "rounds")
     with pytest.raises(FederationError, match="no SuperLink answers"):
         driver.register([Member(agent_id="arm-1", public_key=public_key())])
     with pytest.raises(FederationError, match="not a public key"):
@@ -98,7 +98,7 @@ def test_a_superlink_that_never_answers_costs_the_limit_and_no_more(
 
 def test_close_ends_a_round_under_way(access, order, listener, tmp_path):
     listener.listen()
-    driver = RoundDriver(access, tmp_path / "rounds", warm=False)
+    driver = RoundDriver(access, tmp_path / "rounds")
     threading.Timer(1.0, driver.close).start()
     result = driver.run_round(order)
     assert result.failure == "the coordinator is being stopped"
