@@ -82,7 +82,12 @@ class _Child:
                         sys.executable, "-m", "coordinator.federation.server_process",
                         access.model_dump_json(), str(theirs.fileno()),
                     ],
-                    env={**os.environ, **FLOWER_ENVIRONMENT, "FLWR_HOME": str(access.home)},
+                    env={
+                        **os.environ,
+                        **FLOWER_ENVIRONMENT,
+                        "FLWR_HOME": str(access.home),
+                        "FLWR_LOG_LEVEL": "CRITICAL",  # of its own handler; ours writes it all
+                    },
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=stream,

@@ -27,7 +27,8 @@ from coordinator.federation.fleet import GridFleet
 from coordinator.federation.jobs import BEGUN, DONE, JOB, LOST, Job, RegisterJob, RegisterResult
 from coordinator.federation.orders import RoundResult, SuperLinkAccess
 from coordinator.federation.round import conduct
-from protocol.durable import write_durable
+from host.files import write_durable
+from host.logs import set_up_logging
 
 LINE_CUT = 3
 RUN_LOST = 4
@@ -104,13 +105,11 @@ def run(access: SuperLinkAccess, line: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    # Flower uploads what goes to the standard error; our log is for our file alone.
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1),
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logging()
+    # Flower uploads to the SuperLink what is written to sys.stderr; our log is for our file alone.
+    sys.stderr = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+    logging.getLogger("flwr").setLevel(logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     # Flower imports this module by its name, and must find the one that holds the desk.
     from coordinator.federation import server_process
 

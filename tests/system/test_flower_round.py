@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import io
 import os
 import signal
@@ -16,13 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.fab_pb2 import Fab
 
 from agent.federation.supernode import SuperNode
 from agent.training.exchange import BaseInfo, TrainingExchange
 from coordinator.config import CoordinatorConfig, Ports
+from coordinator.federation import flower_runtime
 from coordinator.federation.driver import Member, RoundDriver, RoundOrder
 from coordinator.federation.errors import FederationError
-from coordinator.federation.superlink import superlink_access, superlink_command
+from coordinator.federation.jobs import RoundJob
+from coordinator.federation.orders import RoundResult
+from coordinator.federation.superlink import (
+    FLOWER_ENVIRONMENT,
+    superlink_access,
+    superlink_command,
+)
 from coordinator.identity.enrolment import Authority, create_identities, enrol
 from coordinator.identity.layout import Layout
 from policy.statistics import Normalizer
@@ -250,72 +260,110 @@ server = ServerApp()
 """
 
 
-def hostile_bundle(marker):
+def hostile_bundle(marker, server_app):
+    code = HOSTILE.format(marker=str(marker))
+    config = textwrap.dedent(f"""
+        [project]
+        name = "hostile"
+        version = "1.0.0"
+        [tool.flwr.app]
+        publisher = "mallory"
+        [tool.flwr.app.components]
+        serverapp = "{server_app}"
+        clientapp = "hostile.app:app"
+    """)
+    files = {"pyproject.toml": config, "hostile/__init__.py": code, "hostile/app.py": code}
+    content = [
+        f"{name},{hashlib.sha256(text.encode()).hexdigest()},{8 * len(text)}"
+        for name, text in files.items()
+    ]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as bundle:
-        bundle.writestr(
-            "pyproject.toml",
-            textwrap.dedent("""
-                [project]
-                name = "hostile"
-                version = "1.0.0"
-                [tool.flwr.app]
-                publisher = "mallory"
-                [tool.flwr.app.components]
-                serverapp = "hostile.app:server"
-                clientapp = "hostile.app:app"
-            """),
-        )
-        bundle.writestr("hostile/__init__.py", HOSTILE.format(marker=str(marker)))
-        bundle.writestr("hostile/app.py", HOSTILE.format(marker=str(marker)))
+        for name, text in files.items() | {(".info/CONTENT", "\n".join(content))}:
+            bundle.writestr(name, text)
     return buffer.getvalue()
 
 
 HOSTILE_RUN = """
-import sys
+import os, socket, sys, threading
 from pathlib import Path
-from coordinator.federation import flower_runtime
+from coordinator.federation import flower_runtime, server_process
+from coordinator.federation.jobs import DONE
 from coordinator.federation.orders import SuperLinkAccess
-from protocol.flower import STATISTICS, StatisticsRequest, pack
 
-bundle = Path(sys.argv[2]).read_bytes()
-flower_runtime.empty_bundle = lambda: bundle
-access = SuperLinkAccess.model_validate_json(sys.argv[1])
-with flower_runtime.FlowerFleet(access) as fleet:
-    requests = {key: pack(StatisticsRequest(round=0)) for key in fleet.connected()}
-    for answer in fleet.ask(STATISTICS, requests, 25.0):
-        print(answer.content is not None, answer.problem)
+bundle = Path(sys.argv[3]).read_bytes()
+flower_runtime.bundle = lambda: bundle
+ours, theirs = socket.socketpair()
+ours.sendall(sys.argv[2].encode() + b"\\n")
+
+def end_when_done():
+    heard = b""
+    while not heard.endswith(DONE):
+        heard += ours.recv(64)
+    os._exit(0)
+
+threading.Thread(target=end_when_done).start()
+server_process.run(SuperLinkAccess.model_validate_json(sys.argv[1]), theirs)
 """
+
+
+def check_that_it_bites(bundle, marker, folder):
+    """The bundle is a live weapon: whoever installs and imports it leaves the marker."""
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        archive.extractall(folder)
+    subprocess.run([sys.executable, "-c", "import hostile.app"], cwd=folder, check=True)
+    assert marker.exists()
+    marker.unlink()
 
 
 def test_code_that_comes_with_a_run_is_never_executed_on_a_robot(fleet, tmp_path):
     marker = tmp_path / "executed"
     bundle = tmp_path / "hostile.fab"
-    bundle.write_bytes(hostile_bundle(marker))
-    # The bundle is a live weapon: whoever installs and imports it leaves the marker.
-    with zipfile.ZipFile(bundle) as archive:
-        archive.extractall(tmp_path / "installed")
-    subprocess.run(
-        [sys.executable, "-c", "import hostile.app"], cwd=tmp_path / "installed", check=True
-    )
-    assert marker.exists()
-    marker.unlink()
-
+    bundle.write_bytes(hostile_bundle(marker, flower_runtime.SERVER_APP))
+    check_that_it_bites(bundle.read_bytes(), marker, tmp_path / "installed")
     for index, exchange in enumerate(fleet.exchanges):
         exchange.publish_sketch({"robot": index})
-    done = subprocess.run(
-        [sys.executable, "-c", HOSTILE_RUN, fleet.access.model_dump_json(), str(bundle)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
+    job = RoundJob(
+        result=tmp_path / "result.json",
+        order=fleet.order(20, "statistics"),
+        folder=tmp_path,
+        memory_folder=tmp_path,
     )
+    access = fleet.access.model_copy(update={"home": tmp_path / "home"})
+    environment = os.environ | FLOWER_ENVIRONMENT | {"FLWR_HOME": str(access.home)}
+    arguments = [access.model_dump_json(), job.model_dump_json(), str(bundle)]
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE_RUN, *arguments],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     # The nodes were given the bundle, and our own installed app answered.
-    assert done.stdout.splitlines() == ["True None"] * NODES, done.stderr
+    result = RoundResult.model_validate_json(job.result.read_bytes())
+    assert result.sketches == {f"arm-{i}": {"robot": i} for i in range(NODES)}
     assert not marker.exists()
     for index in range(NODES):
         home = fleet.folder / f"node-{index}"
         assert not list(home.rglob("*hostile*")), "the bundle was unpacked on a robot"
+
+
+def test_a_run_that_a_stranger_started_is_never_executed_by_the_coordinator(fleet, tmp_path):
+    marker = tmp_path / "executed"
+    bundle = hostile_bundle(marker, "hostile.app:server")
+    check_that_it_bites(bundle, marker, tmp_path / "installed")
+    # Nobody is asked who he is at the Control API: being on this host is enough.
+    with flower_runtime._control(fleet.access) as control:
+        control.StartRun(StartRunRequest(fab=Fab(content=bundle)))
+    for index, exchange in enumerate(fleet.exchanges):
+        exchange.publish_sketch({"robot": index})
+    home = tmp_path / "home"
+    access = fleet.access.model_copy(update={"home": home})
+    driver = RoundDriver(access, tmp_path / "rounds")
+    result = driver.run_round(fleet.order(21, "statistics"))
+    driver.close()
+    assert result.failure is None
+    assert "it is not ours" in (tmp_path / "rounds" / "rounds.log").read_text()
+    assert not marker.exists()
+    assert not list(home.rglob("*hostile*"))
 
 
 def test_a_superlink_of_another_authority_is_one_clear_line(fleet, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -105,14 +106,38 @@ def test_close_ends_a_round_under_way(access, order, listener, tmp_path):
     assert driver.run_round(order).failure == "the coordinator is being stopped"
 
 
-def test_the_spare_process_ends_with_the_driver(access, tmp_path):
+def test_the_process_ends_with_the_driver(access, tmp_path):
     driver = RoundDriver(access, tmp_path / "rounds")
     driver.prepare()
-    spare = driver._spare
-    assert spare is not None and spare.poll() is None
+    child = driver._child
+    assert child is not None and child.process.poll() is None
     driver.close()
-    assert spare.poll() is not None
-    assert driver._spare is None
+    assert child.process.poll() is not None
+    driver.prepare()
+    assert driver._child is child, "a closed driver starts nothing"
+
+
+def test_a_process_that_died_between_rounds_costs_the_next_round_nothing(access, order, tmp_path):
+    driver = RoundDriver(access, tmp_path / "rounds")
+    driver.prepare()
+    first = driver._child
+    first.process.send_signal(signal.SIGSTOP)  # it is there, but will never take up a job
+    threading.Timer(1.0, first.process.kill).start()
+    result = driver.run_round(order)
+    assert result.failure.startswith("no SuperLink answers"), "asked of a second process"
+    assert driver._child is not first
+    driver.close()
+
+
+def test_a_process_that_dies_in_a_round_fails_that_round_alone(access, order, listener, tmp_path):
+    listener.listen()  # takes the connection, says nothing
+    driver = RoundDriver(access, tmp_path / "rounds")
+    driver.prepare()
+    threading.Timer(6.0, driver._child.process.kill).start()
+    result = driver.run_round(order)
+    assert result.failure.startswith("the round's process ended with -9")
+    assert driver._child.process.poll() is None, "the next one stands by"
+    driver.close()
 
 
 def test_the_superlinks_command_is_on_loopback_with_node_authentication(tmp_path, config):
