@@ -1,4 +1,4 @@
-"""Everything of Flower's internals that the robot's side needs, in one file, for one version.
+"""The names of Flower's internals that our client needs, in one file, for one version.
 
 Flower's SuperNode runs with `--isolation process`: it keeps each message until somebody asks its
 loopback Runtime API for a task. That somebody is this file, and so our own client app answers from
@@ -8,6 +8,9 @@ the installed package; the app bundle that travels with a run is never unpacked,
   has everything imported and stays warm; a fork costs milliseconds.
 - The client that runs a task has no retry invoker: Flower's sends SIGINT to its own process on any
   401. What still raises SIGINT (a heartbeat of a task that is over) ends the child alone.
+
+Flower's own `flwr-clientapp` would install the bundle and import the client app out of it, so it
+can never stand here, nor `flower-superexec`, which starts it.
 """
 
 from __future__ import annotations
@@ -15,22 +18,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import NoReturn
+from collections.abc import Callable
 
 import flwr
 import httpx
 from flwr.app import Error, Message, RecordDict
-from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -48,25 +47,12 @@ if flwr.__version__ != FLWR_VERSION:
 
 ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
 POLL_PERIOD_S = 0.25
-PULL_PERIOD_S = 1.0
 MAX_TASK_S = 86_400.0
+DECLINED = 0  # the code of an error of which Flower knows no more than its reason
 FAILED_REPLY = "the client app failed; its log on the robot says why"
 
 Handler = Callable[[str, RecordDict], RecordDict]
 log = logging.getLogger(__name__)
-
-
-def run_supernode(arguments: Sequence[str]) -> None:
-    """Be Flower's SuperNode: its own command, in this process, until it ends."""
-    from flwr.supernode import start_client_internal  # heavy; not for the client
-    from flwr.supernode.cli.flower_supernode import flower_supernode
-
-    # Flower asks for messages every 3 s and has no option for it; a round waits for two of them.
-    start_client_internal.time = SimpleNamespace(
-        **{**vars(time), "sleep": lambda pause_s: time.sleep(min(pause_s, PULL_PERIOD_S))}
-    )
-    sys.argv = ["flower-supernode", *arguments]
-    flower_supernode()
 
 
 class TaskServer:
@@ -84,7 +70,6 @@ class TaskServer:
             insecure=True,  # loopback, and the secret signs the request
             root_certificates=None,
             interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="SuperExec"),
                 SuperExecAuthHttpInterceptor(
                     master_secret=secret, protected_methods={ACQUIRE_METHOD}
                 ),
@@ -158,14 +143,13 @@ def _answer(address: str, token: str, handle: Handler) -> None:
         insecure=True,
         root_certificates=None,
         interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
             RuntimeTokenHttpInterceptor(token),
         ],
     )
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
     message, context, _run, _bundle = pull_task_input(client)
-    failed = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, FAILED_REPLY)
+    failed = Error(DECLINED, FAILED_REPLY)
     reply = Message(failed, reply_to=message)
     outcome, details = SubStatus.FAILED, FAILED_REPLY
     try:
@@ -173,22 +157,9 @@ def _answer(address: str, token: str, handle: Handler) -> None:
         outcome, details = SubStatus.COMPLETED, ""
     except RequestDeclined as refusal:
         log.info("declined %s: %s", message.metadata.message_type, refusal)
-        code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-        reply = Message(Error(code, str(refusal)), reply_to=message)
+        reply = Message(Error(DECLINED, str(refusal)), reply_to=message)
         outcome, details = SubStatus.COMPLETED, ""
     finally:
         push_message(client, reply, context)
         push_task_output(client, context, outcome, details)
         client.close()
-
-
-def main(arguments: Sequence[str]) -> NoReturn:
-    """`python -m agent.federation.flower_runtime PARENT ARGS`: Flower's SuperNode as a child of
-    the process PARENT, ending with it."""
-    bind_to_parent(int(arguments[0]), signal.SIGTERM)
-    run_supernode(arguments[1:])
-    sys.exit(0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from agent.child.link import LINK_FD, ParentLink
+from agent.errors import LinkClosed
 from agent.federation.errors import SuperNodeFailed
 from host.files import write_durable
 from protocol.bundle import Bundle
@@ -32,17 +33,10 @@ BACKOFF_FIRST_S = 1.0
 BACKOFF_LIMIT_S = 30.0
 STEADY_S = 60.0  # connected as long as this, the pauses start from the first again
 STOP_GRACE_S = 3.0
-LOG_TAIL_BYTES = 65_536
 MAX_LOG_BYTES = 8 << 20
 
-CONNECTED = re.compile(r"SuperNode ID: (\d+)")
-# What Flower's retries write: the last of these says whether the SuperLink answers.
-LOST = "Connection attempt failed"
-REGAINED = ("SuperNode ID:", "Connection successful", "Sent successfully", "Received successfully")
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
 State = Literal["stopped", "connecting", "connected", "failed"]
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,12 +49,62 @@ class SuperNodeStatus:
     restarts: int = 0
 
 
+@dataclass(frozen=True)
+class Connection:
+    """What the SuperNode's process told of its connection so far (see `supernode_process`)."""
+
+    node_id: int | None = None
+    trouble: str | None = None
+    detail: str = ""
+
+    def after(self, message: Mapping[str, Any]) -> Connection:
+        """With one more message of its link."""
+        match message:
+            case {"kind": "connected", "node_id": int(node_id)}:
+                return Connection(node_id)
+            case {"kind": "trouble", "trouble": str(trouble), "detail": str(detail)}:
+                return replace(self, trouble=trouble, detail=detail)
+            case {"kind": "well"}:
+                return Connection(self.node_id)
+        return self
+
+    def error(self, bundle: Bundle) -> str | None:
+        """The one line for the operator, if there is trouble."""
+        address = bundle.info.superlink.address
+        match self.trouble:
+            case None:
+                return None
+            case "silence":
+                return f"no SuperLink answers at {address}; trying again"
+            case "certificate":
+                return (
+                    f"TLS with the SuperLink at {address} failed: its certificate is not from the "
+                    f"authority in {bundle.ca}; enrol this robot with that coordinator"
+                )
+            case "tls":
+                return f"TLS with the SuperLink at {address} failed; see the SuperNode's log"
+            case "unknown":
+                return (
+                    f"the SuperLink at {address} does not know this robot's key, or the clocks "
+                    "differ by more than 5 s; enrol the robot, or set its clock"
+                )
+        return f"the SuperNode cannot join the SuperLink at {address}: {self.detail}"
+
+
 @dataclass
 class _Children:
     node: subprocess.Popen[bytes]
     client: subprocess.Popen[bytes]
+    link: ParentLink
     started_s: float
-    log_start: int
+    connection: Connection = Connection()
+
+    def listen(self) -> None:
+        try:
+            for message in self.link.receive_all():
+                self.connection = self.connection.after(message)
+        except LinkClosed:
+            pass  # its process has ended, which `poll` sees
 
 
 class SuperNode:
@@ -112,25 +156,24 @@ class SuperNode:
                 self._launch()
                 return SuperNodeStatus("connecting", None, self._error, self._restarts)
             return SuperNodeStatus("failed", None, self._error, self._restarts)
-        log = _read_tail(self._node_log, children.log_start)
-        if children.node.poll() is not None or children.client.poll() is not None:
-            self._error = self._why_it_ended(children, log)
-            logger.warning("%s", self._error)
+        ended = children.node.poll() is not None or children.client.poll() is not None
+        children.listen()  # after the look: what a process said last is heard
+        connection = children.connection
+        if ended:
+            self._error = self._why_it_ended(children)
+            log.warning("%s", self._error)
             self._end_children()
             self._retry_at_s = now_s + self._backoff_s
             self._backoff_s = min(self._backoff_s * 2, BACKOFF_LIMIT_S)
             return SuperNodeStatus("failed", None, self._error, self._restarts)
-        found = CONNECTED.findall(log)
-        if not found:
-            error = self._error or _connection_trouble(log, self._bundle)
-            return SuperNodeStatus("connecting", None, error, self._restarts)
+        error = connection.error(self._bundle)
+        if connection.node_id is None:
+            return SuperNodeStatus("connecting", None, self._error or error, self._restarts)
         if now_s - children.started_s > STEADY_S:
             self._backoff_s = BACKOFF_FIRST_S
         self._error = None
-        if log.rfind(LOST) > max(log.rfind(mark) for mark in REGAINED):
-            error = f"no SuperLink answers at {self._bundle.info.superlink.address}; trying again"
-            return SuperNodeStatus("connecting", int(found[-1]), error, self._restarts)
-        return SuperNodeStatus("connected", int(found[-1]), None, self._restarts)
+        state: State = "connected" if error is None else "connecting"
+        return SuperNodeStatus(state, connection.node_id, error, self._restarts)
 
     @property
     def pids(self) -> tuple[int, int] | None:
@@ -150,7 +193,7 @@ class SuperNode:
         port = _free_port()
         environment = _environment(self._folder)
         node_command = [
-            sys.executable, "-m", "agent.federation.flower_runtime", str(os.getpid()),
+            sys.executable, "-m", "agent.federation.supernode_process", str(os.getpid()),
             "--superlink", self._bundle.info.superlink.address,
             "--root-certificates", str(self._bundle.ca.absolute()),
             "--auth-supernode-private-key", str(self._bundle.supernode_key.absolute()),
@@ -166,12 +209,11 @@ class SuperNode:
             "--exchange", str(self._exchange.absolute()),
             "--parent", str(os.getpid()),
         ]  # fmt: skip
-        log_start = self._node_log.stat().st_size if self._node_log.exists() else 0
-        if log_start > MAX_LOG_BYTES:
+        if self._node_log.exists() and self._node_log.stat().st_size > MAX_LOG_BYTES:
             self._node_log.replace(self._node_log.with_suffix(".log.1"))
-            log_start = 0
+        link = ParentLink()
         try:
-            node = _spawn(node_command, environment, self._node_log)
+            node = _spawn(node_command, environment, self._node_log, link)
             try:
                 client = _spawn(client_command, environment, self._folder / "client.log")
             except OSError:
@@ -179,16 +221,18 @@ class SuperNode:
                 node.wait()
                 raise
         except OSError as error:
+            link.close()
             raise SuperNodeFailed(f"SuperNode cannot be started: {error}") from error
-        self._children = _Children(node, client, self._clock(), log_start)
+        link.close_child_end()
+        self._children = _Children(node, client, link, self._clock())
 
-    def _why_it_ended(self, children: _Children, log: str) -> str:
+    def _why_it_ended(self, children: _Children) -> str:
         if children.client.poll() is not None and children.node.poll() is None:
             return (
                 f"the Flower client ended with {children.client.returncode}; "
                 f"see {self._folder / 'client.log'}"
             )
-        trouble = _connection_trouble(log, self._bundle)
+        trouble = children.connection.error(self._bundle)
         return trouble or (
             f"the SuperNode ended with {children.node.returncode}; see {self._node_log}"
         )
@@ -208,46 +252,7 @@ class SuperNode:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _connection_trouble(log: str, bundle: Bundle) -> str | None:
-    """The one line that the SuperNode's log comes down to, if it tells of trouble."""
-    address = bundle.info.superlink.address
-    text = log.lower()
-    if "certificate_verify_failed" in text or "certificate verify failed" in text:
-        return (
-            f"TLS with the SuperLink at {address} failed: its certificate is not from the "
-            f"authority in {bundle.ca}; enrol this robot with that coordinator"
-        )
-    if "ssl" in text and ("error" in text or "alert" in text):
-        return f"TLS with the SuperLink at {address} failed; see the SuperNode's log"
-    if "could not be activated" in text or "2004" in text or "invalid supernode auth" in text:
-        return (
-            f"the SuperLink at {address} does not know this robot's key, or the clocks differ by "
-            "more than 5 s; enrol the robot, or set its clock"
-        )
-    if "connection attempt failed" in text or "connection refused" in text:
-        return f"no SuperLink answers at {address}; trying again"
-    if "failed to initialize the connection" in text:
-        lines = log[log.lower().index("failed to initialize") :].splitlines()
-        detail = lines[1].strip() if len(lines) > 1 else ""
-        return f"the SuperNode cannot join the SuperLink at {address}: {detail[:200]}"
-    return None
-
-
-def _read_tail(path: Path, start: int) -> str:
-    """Text of a log from `start`: its first and its last part if it is long."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(start)
-            head = stream.read(LOG_TAIL_BYTES)
-            size = stream.seek(0, os.SEEK_END)
-            tail_start = max(start + len(head), size - LOG_TAIL_BYTES)
-            stream.seek(tail_start)
-            data = head + stream.read(LOG_TAIL_BYTES)
-    except FileNotFoundError:
-        return ""
-    return COLOUR.sub("", data.decode(errors="replace"))
+        children.link.close()
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -265,13 +270,19 @@ def _environment(home: Path) -> dict[str, str]:
     }
 
 
-def _spawn(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
+def _spawn(
+    command: list[str], environment: dict[str, str], output: Path, link: ParentLink | None = None
+) -> subprocess.Popen[bytes]:
+    fds = [] if link is None else [link.child_fd()]
+    if fds:
+        environment = environment | {LINK_FD: str(fds[0])}
+    with output.open("ab") as stream:
         return subprocess.Popen(
             command,
             env=environment,
+            pass_fds=fds,
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=stream,
             stderr=subprocess.STDOUT,
         )
 

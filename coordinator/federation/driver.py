@@ -21,7 +21,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from coordinator.federation.errors import FederationError
-from coordinator.federation.jobs import BEGUN, DONE, LOST, Job, RegisterJob, RegisterResult, RoundJob
+from coordinator.federation.jobs import (
+    BEGUN,
+    DONE,
+    LOST,
+    Job,
+    RegisterJob,
+    RegisterResult,
+    RoundJob,
+)
 from coordinator.federation.orders import (
     GateConfig,
     Member,
@@ -226,7 +234,11 @@ class RoundDriver:
         try:
             heard = child.carry_out(job, limit_s)
         except TimeoutError:
-            return True, f"the round took more than {limit_s:.0f} s and was ended; see {output}", True
+            return (
+                True,
+                f"the round took more than {limit_s:.0f} s and was ended; see {output}",
+                True,
+            )
         if DONE in heard or LOST in heard:
             return True, None, LOST in heard
         try:

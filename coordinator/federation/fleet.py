@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import httpx
@@ -124,9 +125,11 @@ class GridFleet:
         while time.monotonic() < deadline_s:
             try:
                 replies = list(self._grid.pull_messages([message_id]))
-            except Exception as error:  # whatever it is, the round must not wait for this thread
+            except BaseException as error:  # whatever it is, nobody must wait for this thread
                 log.exception("reply could not be pulled")
-                arrived.put(Answer(key, None, f"reply could not be pulled: {error}", 0.0))
+                self._judge(error)
+                why = str(error) or type(error).__name__
+                arrived.put(Answer(key, None, f"reply could not be pulled: {why}"[:300], 0.0))
                 return
             seconds = time.monotonic() - started_s
             for reply in replies:
@@ -147,29 +150,35 @@ class GridFleet:
         return f"no answer within {timeout_s:.0f} s"
 
     def _within[T](self, limit_s: float, call: Callable[[], T]) -> T:
-        """The call's result; raises what it raises, or SuperLinkUnreachable when it takes longer."""
-        done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+        """The call's result, within the limit; raises SuperLinkUnreachable or SuperLinkRefused."""
+        future: Future[T] = Future()
 
         def work() -> None:
             try:
-                done.put((call(), None))
-            except BaseException as error:
-                done.put((None, error))
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001  handed to the one who waits
+                future.set_exception(error)
 
         threading.Thread(target=work, daemon=True).start()
         try:
-            result, error = done.get(timeout=limit_s)
-        except queue.Empty:
+            error = future.exception(timeout=limit_s)
+        except TimeoutError:
             self.lost = True
             raise unreachable(self._address, f"for {limit_s:.0f} s") from None
+        if error is None:
+            return future.result()
+        self._judge(error)
         if isinstance(error, httpx.HTTPStatusError):
-            self.lost = True
             raise SuperLinkRefused(
                 f"SuperLink at {self._address} refused: HTTP {error.response.status_code}"
             ) from error
         if isinstance(error, httpx.TransportError):
-            self.lost = True
             raise unreachable(self._address, str(error) or type(error).__name__) from error
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]  # None only if T says so
+        if not isinstance(error, Exception):
+            raise SuperLinkRefused(f"the SuperLink ended the run: {type(error).__name__}")
+        raise error
+
+    def _judge(self, error: BaseException) -> None:
+        """Is the run of no more use? What tells of it is no Exception, in Flower's 403."""
+        if isinstance(error, httpx.HTTPError) or not isinstance(error, Exception):
+            self.lost = True

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from functools import reduce
+from itertools import accumulate
 
 import pytest
 
-from agent.federation.supernode import SuperNode, _connection_trouble
+from agent.federation.supernode import Connection, SuperNode
 from protocol.bundle import Bundle, BundleInfo, Endpoint
 
 
@@ -19,6 +21,10 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def trouble(kind, detail=""):
+    return {"kind": "trouble", "trouble": kind, "detail": detail}
 
 
 @pytest.fixture
@@ -34,29 +40,36 @@ def bundle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("log", "told"),
+    ("messages", "told"),
     [
-        ("... [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed ...", "not from the auth"),
-        ("WARNING: Connection attempt failed, retrying in 0.61 seconds", "no SuperLink answers"),
-        (
-            "Failed to initialize the connection to the SuperLink.\n[code: 2004] Node activation",
-            "does not know this robot's key",
-        ),
-        (
-            "Failed to initialize the connection to the SuperLink.\nsomething new\nmore",
-            "cannot join .*: something new$",
-        ),
-        ("INFO: Starting Flower SuperNode", None),
+        ([trouble("certificate")], "its certificate is not from the authority in"),
+        ([trouble("tls")], "TLS with the SuperLink at .* failed; see the SuperNode's log"),
+        ([trouble("silence")], "no SuperLink answers at .*; trying again"),
+        ([trouble("unknown")], "does not know this robot's key"),
+        ([trouble("refused", "HTTP 409 something new")], "cannot join .*: HTTP 409 something new$"),
+        ([{"kind": "connected", "node_id": 7}, trouble("silence")], "no SuperLink answers"),
+        ([], None),
+        ([trouble("silence"), {"kind": "connected", "node_id": 7}], None),
+        ([{"kind": "connected", "node_id": 7}, trouble("silence"), {"kind": "well"}], None),
+        ([{"kind": "something new"}, {"kind": "connected", "node_id": "seven"}], None),
     ],
 )
-def test_the_log_comes_down_to_one_line(bundle, log, told):
-    line = _connection_trouble(log, bundle)
+def test_what_the_connection_does_comes_down_to_one_line(bundle, messages, told):
+    connection = reduce(Connection.after, messages, Connection())
+    line = connection.error(bundle)
     if told is None:
         assert line is None
     else:
         assert line is not None
         assert "\n" not in line
         assert re.search(told, line)
+
+
+def test_a_connection_that_was_lost_keeps_its_node():
+    told = [{"kind": "connected", "node_id": 7}, trouble("silence"), {"kind": "well"}]
+    assert [c.node_id for c in accumulate(told, Connection.after, initial=Connection())] == [
+        None, 7, 7, 7,
+    ]  # fmt: skip
 
 
 def test_before_start_and_after_stop_nothing_runs(bundle, tmp_path):
