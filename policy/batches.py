@@ -207,7 +207,7 @@ class ImageBatches:
         seed: int = 0,
     ) -> None:
         # Imported here: it opens the video libraries, which a policy without cameras never needs.
-        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+        from lerobot.datasets import LeRobotDataset
 
         if not episodes:
             raise NoEpisodes(f"{root}: no episodes to make batches of")

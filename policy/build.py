@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
-from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.policies import get_policy_class, make_policy_config, make_pre_post_processors
 
 from policy.errors import BadWeights
 from policy.spec import ACTION, ENVIRONMENT, STATE, PolicySpec

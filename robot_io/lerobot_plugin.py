@@ -18,10 +18,8 @@ from typing import Any
 
 import numpy as np
 from lerobot.cameras import CameraConfig, make_cameras_from_configs
-from lerobot.robots.config import RobotConfig
-from lerobot.robots.robot import Robot
-from lerobot.teleoperators.config import TeleoperatorConfig
-from lerobot.teleoperators.teleoperator import Teleoperator
+from lerobot.robots import Robot, RobotConfig
+from lerobot.teleoperators import Teleoperator, TeleoperatorConfig
 
 from robot_io.arm import JOINTS, Calibration, Follower, JointCalibration, Leader, Vector
 from robot_io.bus import ServoBus

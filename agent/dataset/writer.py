@@ -11,9 +11,8 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from lerobot.configs.video import RGBEncoderConfig
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.configs import RGBEncoderConfig
+from lerobot.datasets import LeRobotDataset, LeRobotDatasetMetadata
 from lerobot.datasets.video_utils import StreamingVideoEncoder
 from numpy.typing import NDArray
 

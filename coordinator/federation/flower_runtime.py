@@ -25,7 +25,6 @@ from importlib.metadata import entry_points
 import flwr
 import httpx
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
-from flwr.proto.fab_pb2 import Fab
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
@@ -109,7 +108,7 @@ def start_run(access: SuperLinkAccess) -> str:
     """
     with _translated(access):
         with _control(access) as control:
-            run_id = control.StartRun(StartRunRequest(fab=Fab(content=bundle()))).run_id
+            run_id = control.StartRun(StartRunRequest(fab={"content": bundle()})).run_id
         secret = SuperExecAuthHttpInterceptor(
             master_secret=access.secret.read_bytes(), protected_methods={ACQUIRE_METHOD}
         )
