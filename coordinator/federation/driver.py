@@ -21,15 +21,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from coordinator.federation.errors import FederationError
-from coordinator.federation.jobs import (
-    BEGUN,
-    DONE,
-    LOST,
-    Job,
-    RegisterJob,
-    RegisterResult,
-    RoundJob,
-)
 from coordinator.federation.orders import (
     GateConfig,
     Member,
@@ -37,6 +28,15 @@ from coordinator.federation.orders import (
     RoundResult,
     SuperLinkAccess,
     canonical_key,
+)
+from coordinator.federation.server_jobs import (
+    BEGUN,
+    DONE,
+    LOST,
+    Job,
+    RegisterJob,
+    RegisterResult,
+    RoundJob,
 )
 from coordinator.federation.superlink import FLOWER_ENVIRONMENT
 

@@ -1,6 +1,6 @@
 """The Flower process of a campaign: `python -m coordinator.federation.server_process ACCESS FD`.
 
-Everything is imported first; then jobs are awaited on the line FD (see `jobs`). With the first one
+Everything is imported first; then jobs are awaited on the line FD (see `server_jobs`). With the first one
 a run of the SuperLink is started, and this process becomes Flower's `flwr-serverapp`, which calls
 the server app below: it carries out this job and all later ones over its grid, in one run, for as
 long as the coordinator lives.
@@ -24,14 +24,24 @@ from flwr.serverapp import Grid, ServerApp
 from coordinator.federation import flower_runtime
 from coordinator.federation.errors import FederationError
 from coordinator.federation.fleet import GridFleet
-from coordinator.federation.jobs import BEGUN, DONE, JOB, LOST, Job, RegisterJob, RegisterResult
 from coordinator.federation.orders import RoundResult, SuperLinkAccess
 from coordinator.federation.round import conduct
+from coordinator.federation.server_jobs import (
+    BEGUN,
+    DONE,
+    JOB,
+    LOST,
+    Job,
+    RegisterJob,
+    RegisterResult,
+)
 from host.files import write_durable
 from host.logs import set_up_logging
 
 LINE_CUT = 3
 RUN_LOST = 4
+
+log = logging.getLogger(__name__)
 
 
 class _Desk:
@@ -42,6 +52,7 @@ class _Desk:
         self._line = line
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._under_way: Job | None = None
+        self.begun = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -54,13 +65,18 @@ class _Desk:
         """The job under way, or the next one; waits for it."""
         if self._under_way is None:
             self._under_way = self._jobs.get()
-            self._line.sendall(BEGUN)
         return self._under_way
+
+    def begin(self) -> None:
+        """Say that the job under way is taken up: from now on it fails with this process."""
+        if not self.begun:
+            self.begun = True
+            self._line.sendall(BEGUN)
 
     def answer(self, job: Job, result: RoundResult | RegisterResult, *, lost: bool) -> None:
         """Keep the result, and tell; `lost`: this process ends now."""
         write_durable(job.result, result.model_dump_json().encode())
-        self._under_way = None
+        self._under_way, self.begun = None, False
         self._line.sendall(LOST if lost else DONE)
 
 
@@ -75,6 +91,9 @@ def main(grid: Grid, _context: Context) -> None:
     fleet = GridFleet(grid, _desk.access.address)
     while not fleet.lost:
         job = _desk.take()
+        if not _desk.begun and not _answers(fleet):
+            break  # the job is not begun: another process takes it, with another run
+        _desk.begin()
         try:
             result = _carry_out(job, fleet, _desk.access)
         except FederationError as error:
@@ -82,6 +101,16 @@ def main(grid: Grid, _context: Context) -> None:
         _desk.answer(job, result, lost=fleet.lost)
     logging.shutdown()
     os._exit(RUN_LOST)  # Flower would wait for the SuperLink on its way out
+
+
+def _answers(fleet: GridFleet) -> bool:
+    """Is the run still ours? One that was lost while nothing was to do shows it here."""
+    try:
+        fleet.connected()
+    except FederationError as error:
+        log.warning("%s", error)
+        return False
+    return True
 
 
 def _carry_out(job: Job, fleet: GridFleet, access: SuperLinkAccess) -> RoundResult | RegisterResult:
@@ -96,6 +125,7 @@ def run(access: SuperLinkAccess, line: socket.socket) -> None:
     _desk = _Desk(access, line)
     while True:
         job = _desk.take()
+        _desk.begin()
         try:
             token = flower_runtime.start_run(access)
         except FederationError as error:

@@ -26,8 +26,8 @@ from coordinator.config import CoordinatorConfig, Ports
 from coordinator.federation import flower_runtime
 from coordinator.federation.driver import Member, RoundDriver, RoundOrder
 from coordinator.federation.errors import FederationError
-from coordinator.federation.jobs import RoundJob
 from coordinator.federation.orders import RoundResult
+from coordinator.federation.server_jobs import RoundJob
 from coordinator.federation.superlink import (
     FLOWER_ENVIRONMENT,
     superlink_access,
@@ -288,7 +288,7 @@ HOSTILE_RUN = """
 import os, socket, sys, threading
 from pathlib import Path
 from coordinator.federation import flower_runtime, server_process
-from coordinator.federation.jobs import DONE
+from coordinator.federation.server_jobs import DONE
 from coordinator.federation.orders import SuperLinkAccess
 
 bundle = Path(sys.argv[3]).read_bytes()
