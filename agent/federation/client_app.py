@@ -11,7 +11,7 @@ that old base holds the same work. Work that came too late for a round may be of
 
 Run as a process beside the SuperNode:
     python -m agent.federation.client_app --runtime HOST:PORT --secret FILE
-        --exchange FOLDER --parent PID
+        --exchange FOLDER
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -34,7 +33,6 @@ from agent.training.errors import BadExchangeFile, TrainingError
 from agent.training.exchange import BaseInfo, MergedWork, TrainingExchange, WorkOrder
 from host.complaints import first_complaint
 from host.logs import set_up_logging
-from host.parent import bind_to_parent
 from policy.weights import Weights
 from protocol.contribution import Contribution
 from protocol.eligibility import Ineligible, explain, judge_work
@@ -180,7 +178,7 @@ class ClientApp:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until the parent ends or SIGTERM comes."""
+    """Serve until SIGTERM comes, which the kernel sends when the parent ends."""
     # Here, so that the handlers above can be used and tested without Flower's internals.
     from agent.federation.flower_runtime import POLL_PERIOD_S, TaskServer
 
@@ -188,10 +186,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runtime", required=True, help="the SuperNode's Runtime API, host:port")
     parser.add_argument("--secret", required=True, type=Path)
     parser.add_argument("--exchange", required=True, type=Path)
-    parser.add_argument("--parent", required=True, type=int)
     options = parser.parse_args(arguments)
     set_up_logging()
-    bind_to_parent(options.parent, signal.SIGTERM)
     stop = False
 
     def on_term(_number: int, _frame: object) -> None:
@@ -201,7 +197,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, on_term)
     app = ClientApp(TrainingExchange(options.exchange))
     server = TaskServer(options.runtime, options.secret.read_bytes(), app.handle)
-    while not stop and os.getppid() == options.parent:
+    while not stop:
         status = server.serve_one()
         if status is None:
             time.sleep(POLL_PERIOD_S)

@@ -9,12 +9,9 @@ in one line what is wrong.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,16 +21,24 @@ from typing import Any, Literal
 from agent.child.link import LINK_FD, ParentLink
 from agent.errors import LinkClosed
 from agent.federation.errors import SuperNodeFailed
+from host.children import ChildProcess, end_all, module_command, spawn
 from host.files import write_durable
+from host.restarts import Backoff, RestartTimer
 from protocol.bundle import Bundle
 
 LOOPBACK = "127.0.0.1"
 SECRET_BYTES = 32
-BACKOFF_FIRST_S = 1.0
-BACKOFF_LIMIT_S = 30.0
-STEADY_S = 60.0  # connected as long as this, the pauses start from the first again
+BACKOFF = Backoff(first_s=1.0, last_s=30.0, steady_s=60.0)
 STOP_GRACE_S = 3.0
-MAX_LOG_BYTES = 8 << 20
+# No calls home, no installs, one thread.
+FLOWER_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 State = Literal["stopped", "connecting", "connected", "failed"]
 log = logging.getLogger(__name__)
@@ -93,8 +98,8 @@ class Connection:
 
 @dataclass
 class _Children:
-    node: subprocess.Popen[bytes]
-    client: subprocess.Popen[bytes]
+    node: ChildProcess
+    client: ChildProcess
     link: ParentLink
     started_s: float
     connection: Connection = Connection()
@@ -127,8 +132,7 @@ class SuperNode:
         self._clock = clock
         self._children: _Children | None = None
         self._wanted = False
-        self._retry_at_s = 0.0
-        self._backoff_s = BACKOFF_FIRST_S
+        self._timer = RestartTimer(BACKOFF)
         self._restarts = 0
         self._error: str | None = None
 
@@ -151,7 +155,7 @@ class SuperNode:
         if children is None:
             if not self._wanted:
                 return SuperNodeStatus("stopped", restarts=self._restarts)
-            if now_s >= self._retry_at_s:
+            if self._timer.due(now_s):
                 self._restarts += 1
                 self._launch()
                 return SuperNodeStatus("connecting", None, self._error, self._restarts)
@@ -163,14 +167,12 @@ class SuperNode:
             self._error = self._why_it_ended(children)
             log.warning("%s", self._error)
             self._end_children()
-            self._retry_at_s = now_s + self._backoff_s
-            self._backoff_s = min(self._backoff_s * 2, BACKOFF_LIMIT_S)
+            lived_s = 0.0 if connection.node_id is None else now_s - children.started_s
+            self._timer.died(now_s, lived_s)
             return SuperNodeStatus("failed", None, self._error, self._restarts)
         error = connection.error(self._bundle)
         if connection.node_id is None:
             return SuperNodeStatus("connecting", None, self._error or error, self._restarts)
-        if now_s - children.started_s > STEADY_S:
-            self._backoff_s = BACKOFF_FIRST_S
         self._error = None
         state: State = "connected" if error is None else "connecting"
         return SuperNodeStatus(state, connection.node_id, error, self._restarts)
@@ -185,15 +187,19 @@ class SuperNode:
     def _node_log(self) -> Path:
         return self._folder / "supernode.log"
 
+    @property
+    def _client_log(self) -> Path:
+        return self._folder / "client.log"
+
     def _launch(self) -> None:
-        # Flower is imported by the children alone; its runtime file only says how to call them.
+        # Flower is imported by the children alone.
         self._folder.mkdir(parents=True, exist_ok=True)
         secret = self._folder / "tasks.secret"
         write_durable(secret, secrets.token_bytes(SECRET_BYTES), mode=0o600)
         port = _free_port()
-        environment = _environment(self._folder)
-        node_command = [
-            sys.executable, "-m", "agent.federation.supernode_process", str(os.getpid()),
+        environment = FLOWER_ENVIRONMENT | {"FLWR_HOME": str(self._folder.absolute())}
+        node_command = module_command(
+            "agent.federation.supernode_process",
             "--superlink", self._bundle.info.superlink.address,
             "--root-certificates", str(self._bundle.ca.absolute()),
             "--auth-supernode-private-key", str(self._bundle.supernode_key.absolute()),
@@ -201,21 +207,25 @@ class SuperNode:
             "--host", LOOPBACK,
             "--port", str(port),
             "--superexec-auth-secret-file", str(secret.absolute()),
-        ]  # fmt: skip
-        client_command = [
-            sys.executable, "-m", "agent.federation.client_app",
+            death_signal=signal.SIGTERM,
+        )  # fmt: skip
+        client_command = module_command(
+            "agent.federation.client_app",
             "--runtime", f"{LOOPBACK}:{port}",
             "--secret", str(secret.absolute()),
             "--exchange", str(self._exchange.absolute()),
-            "--parent", str(os.getpid()),
-        ]  # fmt: skip
-        if self._node_log.exists() and self._node_log.stat().st_size > MAX_LOG_BYTES:
-            self._node_log.replace(self._node_log.with_suffix(".log.1"))
+            death_signal=signal.SIGTERM,
+        )  # fmt: skip
         link = ParentLink()
         try:
-            node = _spawn(node_command, environment, self._node_log, link)
+            node = spawn(
+                node_command,
+                log=self._node_log,
+                environment=environment | {LINK_FD: str(link.child_fd())},
+                pass_fds=[link.child_fd()],
+            )
             try:
-                client = _spawn(client_command, environment, self._folder / "client.log")
+                client = spawn(client_command, log=self._client_log, environment=environment)
             except OSError:
                 node.kill()
                 node.wait()
@@ -228,63 +238,15 @@ class SuperNode:
 
     def _why_it_ended(self, children: _Children) -> str:
         if children.client.poll() is not None and children.node.poll() is None:
-            return (
-                f"the Flower client ended with {children.client.returncode}; "
-                f"see {self._folder / 'client.log'}"
-            )
+            return f"the Flower client ended: {children.client.exit_words}; see {self._client_log}"
         trouble = children.connection.error(self._bundle)
-        return trouble or (
-            f"the SuperNode ended with {children.node.returncode}; see {self._node_log}"
-        )
+        return trouble or f"the SuperNode ended: {children.node.exit_words}; see {self._node_log}"
 
     def _end_children(self) -> None:
         children, self._children = self._children, None
-        if children is None:
-            return
-        for process in (children.client, children.node):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.send_signal(signal.SIGCONT)  # a stopped process takes no other signal
-        deadline_s = time.monotonic() + STOP_GRACE_S
-        for process in (children.client, children.node):
-            try:
-                process.wait(max(0.0, deadline_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        children.link.close()
-
-
-def _environment(home: Path) -> dict[str, str]:
-    """Environment of a Flower process: its own home, no calls home, no installs, one thread."""
-    return {
-        **os.environ,
-        "FLWR_HOME": str(home.absolute()),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _spawn(
-    command: list[str], environment: dict[str, str], output: Path, link: ParentLink | None = None
-) -> subprocess.Popen[bytes]:
-    fds = [] if link is None else [link.child_fd()]
-    if fds:
-        environment = environment | {LINK_FD: str(fds[0])}
-    with output.open("ab") as stream:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            pass_fds=fds,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
+        if children is not None:
+            end_all([children.client, children.node], STOP_GRACE_S)
+            children.link.close()
 
 
 def _free_port() -> int:

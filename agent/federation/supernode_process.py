@@ -1,5 +1,5 @@
 """Flower's SuperNode as a child that tells what its connection does:
-`python -m agent.federation.supernode_process PARENT ARGS…`.
+`python -m agent.federation.supernode_process ARGS…`.
 
 It is the stock `flower-supernode`, with two seams. Its connection is wrapped to report the node's
 id, and to look for messages every PULL_PERIOD_S: Flower does so every 3 s and has no option for
@@ -10,7 +10,6 @@ its kind, `well` when a call succeeds again.
 
 from __future__ import annotations
 
-import signal
 import ssl
 import sys
 import time
@@ -23,7 +22,6 @@ import httpx
 
 from agent.child.link import ChildLink
 from agent.errors import LinkClosed
-from host.parent import bind_to_parent
 
 PULL_PERIOD_S = 1.0
 # What a proxy before a SuperLink that is down answers.
@@ -147,8 +145,7 @@ def run_supernode(arguments: list[str], reporter: Reporter) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Bind to the process PARENT, then be its SuperNode."""
-    bind_to_parent(int(arguments[0]), signal.SIGTERM)
+    """Be the SuperNode, and report to whoever holds the other end of the link."""
     link = ChildLink.from_environment()
 
     def send(kind: str, **fields: Any) -> None:
@@ -157,7 +154,7 @@ def main(arguments: list[str]) -> None:
         except LinkClosed:
             sys.exit(0)
 
-    run_supernode(arguments[1:], Reporter(send))
+    run_supernode(arguments, Reporter(send))
 
 
 if __name__ == "__main__":

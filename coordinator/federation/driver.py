@@ -8,9 +8,7 @@ with one line, and the next round finds a new child with a new run.
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -39,6 +37,7 @@ from coordinator.federation.server_jobs import (
     RoundJob,
 )
 from coordinator.federation.superlink import FLOWER_ENVIRONMENT
+from host.children import ChildProcess, end_all, spawn
 
 __all__ = [
     "GateConfig",
@@ -55,8 +54,9 @@ START_S = 30.0  # imports on a busy machine, and the run's start
 SLACK_S = 120.0  # aggregation, disk, a SuperLink that is restarted meanwhile
 REGISTER_S = 60.0
 EXIT_S = 15.0  # Flower takes some seconds to leave a run that it lost
+END_GRACE_S = 1.0
+SERVER_MODULE = "coordinator.federation.server_process"
 LOG_NAME = "rounds.log"
-MAX_LOG_BYTES = 8 << 20
 STOPPING = "the coordinator is being stopped"
 
 log = logging.getLogger(__name__)
@@ -73,35 +73,30 @@ def round_limit_s(order: RoundOrder) -> float:
 
 
 @dataclass
-class _Child:
+class _Server:
     """A Flower process, and our end of its line."""
 
-    process: subprocess.Popen[bytes]
+    process: ChildProcess
     line: socket.socket
 
     @classmethod
-    def start(cls, access: SuperLinkAccess, output: Path) -> _Child:
+    def start(cls, access: SuperLinkAccess, output: Path) -> _Server:
         access.home.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
-        with theirs, output.open("ab") as stream:
+        with theirs:
+            fd = theirs.fileno()
             try:
-                process = subprocess.Popen(
-                    [
-                        sys.executable, "-m", "coordinator.federation.server_process",
-                        access.model_dump_json(), str(theirs.fileno()),
-                    ],
-                    env={
-                        **os.environ,
+                # Not bound to a parent: that would be a thread, and ours may end before it.
+                process = spawn(
+                    [sys.executable, "-m", SERVER_MODULE, access.model_dump_json(), str(fd)],
+                    log=output,
+                    environment={
                         **FLOWER_ENVIRONMENT,
                         "FLWR_HOME": str(access.home),
                         "FLWR_LOG_LEVEL": "CRITICAL",  # of its own handler; ours writes it all
                     },
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C at the terminal is the coordinator's to handle
-                )  # fmt: skip
+                    pass_fds=[fd],
+                )
             except OSError:
                 ours.close()
                 raise
@@ -130,11 +125,7 @@ class _Child:
             self.line.shutdown(socket.SHUT_RDWR)  # wakes whoever waits in carry_out
         except OSError:
             log.debug("process %d was gone already", self.process.pid)
-        try:
-            self.process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end_all([self.process], END_GRACE_S)
 
 
 class RoundDriver:
@@ -149,14 +140,15 @@ class RoundDriver:
         self._work_dir = work_dir
         self._lock = threading.Lock()
         self._turn = threading.Lock()
-        self._child: _Child | None = None
+        self._output = work_dir / LOG_NAME
+        self._server: _Server | None = None
         self._closed = False
 
     def prepare(self) -> None:
         """Start the Flower process now, so that the first round finds it warm."""
         with self._lock:
-            if not self._closed and self._child is None:
-                self._child = self._start()
+            if not self._closed and self._server is None:
+                self._server = _Server.start(self._access, self._output)
 
     def run_round(self, order: RoundOrder) -> RoundResult:
         """Carry out a round; blocks. Whatever goes wrong with it is in `failure`.
@@ -202,61 +194,52 @@ class RoundDriver:
         """End the Flower process; a round under way fails. Safe to call twice."""
         with self._lock:
             self._closed = True
-            child = self._child
-        if child is not None:
-            child.end()
+            server = self._server
+        if server is not None:
+            server.end()
 
     def _run(self, job: Job, limit_s: float) -> str | None:
         """Have the process do the job; the one line why it did not, or None."""
         with self._turn:
+            failure: str | None = None
             for _attempt in range(2):  # a process that was leaving when we asked did not begin
                 with self._lock:
                     if self._closed:
                         return STOPPING
-                    child = self._child
-                    if child is None or child.process.poll() is not None:
-                        child = self._child = self._start()
+                    server = self._server
+                    if server is None or server.process.poll() is not None:
+                        server = self._server = _Server.start(self._access, self._output)
                 job.result.unlink(missing_ok=True)
-                began, failure, over = self._await(child, job, limit_s)
-                if over:
-                    child.end()
-                    with self._lock:
-                        self._child = None
-                    self.prepare()
-                if began or failure is None:
+                try:
+                    heard = server.carry_out(job, limit_s)
+                except TimeoutError:
+                    heard = [BEGUN]
+                    failure = f"took more than {limit_s:.0f} s and was ended"
+                else:
+                    if DONE in heard:
+                        return None
+                    failure = None if LOST in heard else self._why_it_ended(server)
+                self._replace(server)
+                if failure is None or BEGUN in heard:
                     break
-            return STOPPING if failure and self._closed else failure
+            if failure is None:
+                return None
+            return STOPPING if self._closed else f"the {job.task} {failure}; see {self._output}"
 
-    def _await(self, child: _Child, job: Job, limit_s: float) -> tuple[bool, str | None, bool]:
-        """Whether the job was begun, the one line why it was not done, and whether the process
-        can serve no other."""
-        output = self._work_dir / LOG_NAME
+    def _why_it_ended(self, server: _Server) -> str:
         try:
-            heard = child.carry_out(job, limit_s)
+            status = server.process.wait(EXIT_S)
         except TimeoutError:
-            return (
-                True,
-                f"the round took more than {limit_s:.0f} s and was ended; see {output}",
-                True,
-            )
-        if DONE in heard or LOST in heard:
-            return True, None, LOST in heard
-        try:
-            status = child.process.wait(EXIT_S)
-        except subprocess.TimeoutExpired:
-            return True, f"the round's process cut its line; see {output}", True
-        if BEGUN not in heard:
-            return False, f"the round's process ended before it began; see {output}", True
+            return "was left by its process, which goes on"
         if status == 0:
-            return True, "the SuperLink ended the run: it lost this coordinator, or restarted", True
-        return True, f"the round's process ended with {status}; see {output}", True
+            return "was ended by the SuperLink: it lost this coordinator, or was restarted"
+        return f"was ended by its process: {server.process.exit_words}"
 
-    def _start(self) -> _Child:
-        output = self._work_dir / LOG_NAME
-        self._work_dir.mkdir(parents=True, exist_ok=True)
-        if output.exists() and output.stat().st_size > MAX_LOG_BYTES:
-            output.replace(output.with_suffix(".log.1"))
-        return _Child.start(self._access, output)
+    def _replace(self, server: _Server) -> None:
+        server.end()
+        with self._lock:
+            self._server = None
+        self.prepare()
 
 
 def run_round(order: RoundOrder, work_dir: Path, access: SuperLinkAccess) -> RoundResult:

@@ -41,7 +41,7 @@ class RoundJob(_Model):
 class RegisterJob(_Model):
     """Register SuperNode keys by agent id; the result file holds a RegisterResult."""
 
-    task: Literal["register"] = "register"
+    task: Literal["registration"] = "registration"
     result: Path
     keys: dict[str, str]
 

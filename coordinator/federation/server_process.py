@@ -1,9 +1,9 @@
 """The Flower process of a campaign: `python -m coordinator.federation.server_process ACCESS FD`.
 
-Everything is imported first; then jobs are awaited on the line FD (see `server_jobs`). With the first one
-a run of the SuperLink is started, and this process becomes Flower's `flwr-serverapp`, which calls
-the server app below: it carries out this job and all later ones over its grid, in one run, for as
-long as the coordinator lives.
+Everything is imported first; then jobs are awaited on the line FD (see `server_jobs`). With the
+first one a run of the SuperLink is started, and this process becomes Flower's `flwr-serverapp`,
+which calls the server app below: it carries out this job and all later ones over its grid, in one
+run, for as long as the coordinator lives.
 
 Flower sends SIGINT to its own process when the SuperLink no longer knows the task. That ends this
 process, and the job under way; the coordinator starts another, with a new run.

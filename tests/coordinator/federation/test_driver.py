@@ -109,23 +109,23 @@ def test_close_ends_a_round_under_way(access, order, listener, tmp_path):
 def test_the_process_ends_with_the_driver(access, tmp_path):
     driver = RoundDriver(access, tmp_path / "rounds")
     driver.prepare()
-    child = driver._child
-    assert child is not None and child.process.poll() is None
+    server = driver._server
+    assert server is not None and server.process.poll() is None
     driver.close()
-    assert child.process.poll() is not None
+    assert server.process.poll() is not None
     driver.prepare()
-    assert driver._child is child, "a closed driver starts nothing"
+    assert driver._server is server, "a closed driver starts nothing"
 
 
 def test_a_process_that_died_between_rounds_costs_the_next_round_nothing(access, order, tmp_path):
     driver = RoundDriver(access, tmp_path / "rounds")
     driver.prepare()
-    first = driver._child
-    first.process.send_signal(signal.SIGSTOP)  # it is there, but will never take up a job
+    first = driver._server
+    first.process.signal_group(signal.SIGSTOP)  # it is there, but will never take up a job
     threading.Timer(1.0, first.process.kill).start()
     result = driver.run_round(order)
     assert result.failure.startswith("no SuperLink answers"), "asked of a second process"
-    assert driver._child is not first
+    assert driver._server is not first
     driver.close()
 
 
@@ -133,10 +133,10 @@ def test_a_process_that_dies_in_a_round_fails_that_round_alone(access, order, li
     listener.listen()  # takes the connection, says nothing
     driver = RoundDriver(access, tmp_path / "rounds")
     driver.prepare()
-    threading.Timer(6.0, driver._child.process.kill).start()
+    threading.Timer(6.0, driver._server.process.kill).start()
     result = driver.run_round(order)
-    assert result.failure.startswith("the round's process ended with -9")
-    assert driver._child.process.poll() is None, "the next one stands by"
+    assert result.failure.startswith("the round was ended by its process: SIGKILL")
+    assert driver._server.process.poll() is None, "the next one stands by"
     driver.close()
 
 
