@@ -25,7 +25,7 @@ from coordinator.federation.errors import SuperLinkRefused, SuperLinkUnreachable
 from coordinator.federation.orders import canonical_key
 
 RETRY_FOR_S = 20.0  # a SuperLink restarted within this loses nothing
-PROBE_S = 2.0
+PROBE_S = 5.0
 POLL_PERIOD_S = 0.25
 
 log = logging.getLogger(__name__)

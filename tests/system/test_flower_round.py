@@ -11,13 +11,15 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import zipfile
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
-from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.control_pb2 import ListRunsRequest, StartRunRequest, StopRunRequest
 from flwr.proto.fab_pb2 import Fab
 
 from agent.federation.supernode import SuperNode
@@ -93,13 +95,16 @@ class RealFleet:
         self.superlink = None
 
     def start(self):
-        command, environment = superlink_command(self.folder, self.config)
-        with (self.folder / "superlink.log").open("wb") as log:
-            self.superlink = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.start_superlink()
         wait_until(self.registered)
         for node in self.nodes:
             node.start()
         wait_until(lambda: all(node.poll().state == "connected" for node in self.nodes))
+
+    def start_superlink(self):
+        command, environment = superlink_command(self.folder, self.config)
+        with (self.folder / "superlink.log").open("ab") as log:
+            self.superlink = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def registered(self):
         try:
@@ -415,6 +420,70 @@ def test_the_wrong_authority_on_the_coordinators_side_is_one_clear_line(fleet, t
     assert "\n" not in result.failure
 
 
+def test_a_robot_that_was_mute_does_not_find_the_orders_that_it_missed(fleet):
+    """All rounds are of one run: what was not fetched in time must not wait there."""
+    other = {name: value + 1 for name, value in BASE.items()}
+    path = fleet.folder / "other.safetensors"
+    save_weights(path, other)
+    info = base_info().model_dump(mode="json") | {"digest": weights_digest(other), "round": 30}
+    missed = fleet.order(
+        30, "install", base_weights=path, base_info=info, install_timeout_s=5.0, reply_timeout_s=5.0
+    )
+    frozen, _client = fleet.nodes[2].pids
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        result = fleet.driver.run_round(missed)
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    assert result.not_installed == {"arm-2": "no answer within 5 s"}
+    for index, exchange in enumerate(fleet.exchanges):
+        exchange.publish_sketch({"robot": index})
+    after = fleet.driver.run_round(fleet.order(31, "statistics"))
+    assert sorted(after.sketches) == ["arm-0", "arm-1", "arm-2"]
+    assert fleet.exchanges[2].base_info().digest == weights_digest(BASE)
+
+
+def test_a_superlink_that_is_restarted_costs_neither_the_round_nor_the_run(fleet):
+    """On the same database, in the middle of a round that a mute robot holds open."""
+    for index, exchange in enumerate(fleet.exchanges):
+        exchange.publish_sketch({"robot": index})
+    server = fleet.driver._server.process.pid
+    frozen, _client = fleet.nodes[1].pids
+    os.kill(frozen, signal.SIGSTOP)
+
+    def restart():
+        fleet.superlink.kill()
+        fleet.superlink.wait()
+        fleet.start_superlink()
+        os.kill(frozen, signal.SIGCONT)
+
+    timer = threading.Timer(4.0, restart)
+    timer.start()
+    result = fleet.driver.run_round(fleet.order(32, "statistics", reply_timeout_s=60.0))
+    timer.join()
+    assert result.failure is None
+    assert sorted(result.sketches) == ["arm-0", "arm-1", "arm-2"]
+    assert fleet.driver._server.process.pid == server
+    wait_until(lambda: all(node.poll().state == "connected" for node in fleet.nodes))
+
+
+def test_a_run_that_is_stopped_between_rounds_costs_the_next_round_nothing(fleet):
+    """As after a SuperLink that was away for minutes: it does not know the run any more."""
+    server = fleet.driver._server.process.pid
+    with flower_runtime._control(fleet.access) as control:
+        stopped = 0
+        for run_id in control.ListRuns(ListRunsRequest()).run_dict:
+            try:
+                control.StopRun(StopRunRequest(run_id=run_id))
+                stopped += 1
+            except httpx.HTTPStatusError:  # over already
+                continue
+    assert stopped
+    result = fleet.driver.run_round(fleet.order(33, "install", min_replies=3))
+    assert result.failure is None, result.not_installed
+    assert fleet.driver._server.process.pid != server
+
+
 def test_a_superlink_that_dies_fails_the_round_and_the_next_one_works(fleet):
     """Last: it restarts the SuperLink, on the same database."""
     fleet.superlink.kill()
@@ -422,9 +491,7 @@ def test_a_superlink_that_dies_fails_the_round_and_the_next_one_works(fleet):
     failed = fleet.driver.run_round(fleet.order(10, "statistics"))
     assert "no SuperLink answers" in failed.failure
     wait_until(lambda: all("no SuperLink" in (n.poll().error or "") for n in fleet.nodes), 20.0)
-    command, environment = superlink_command(fleet.folder, fleet.config)
-    with (fleet.folder / "superlink.log").open("ab") as log:
-        fleet.superlink = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    fleet.start_superlink()
     wait_until(fleet.registered)
     wait_until(lambda: all(node.poll().state == "connected" for node in fleet.nodes))
     order = fleet.order(11, "install", min_replies=3, connect_timeout_s=40.0)
