@@ -6,9 +6,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
+import psutil
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -115,6 +118,24 @@ def test_the_process_ends_with_the_driver(access, tmp_path):
     assert server.process.poll() is not None
     driver.prepare()
     assert driver._server is server, "a closed driver starts nothing"
+
+
+def test_the_process_ends_with_a_coordinator_that_is_killed(access, tmp_path):
+    code = f"""
+import time
+from pathlib import Path
+from coordinator.federation.driver import RoundDriver, SuperLinkAccess
+access = SuperLinkAccess.model_validate_json({access.model_dump_json()!r})
+driver = RoundDriver(access, Path({str(tmp_path / "rounds")!r}))
+driver.prepare()
+print(driver._server.process.pid, flush=True)
+time.sleep(60)
+"""
+    coordinator = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    server = psutil.Process(int(coordinator.stdout.readline()))
+    coordinator.kill()
+    coordinator.wait()
+    server.wait(30)
 
 
 def test_a_process_that_died_between_rounds_costs_the_next_round_nothing(access, order, tmp_path):
