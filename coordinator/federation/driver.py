@@ -146,9 +146,7 @@ class RoundDriver:
 
     def prepare(self) -> None:
         """Start the Flower process now, so that the first round finds it warm."""
-        with self._lock:
-            if not self._closed and self._server is None:
-                self._server = _Server.start(self._access, self._output)
+        self._ready()
 
     def run_round(self, order: RoundOrder) -> RoundResult:
         """Carry out a round; blocks. Whatever goes wrong with it is in `failure`.
@@ -203,12 +201,9 @@ class RoundDriver:
         with self._turn:
             failure: str | None = None
             for _attempt in range(2):  # a process that was leaving when we asked did not begin
-                with self._lock:
-                    if self._closed:
-                        return STOPPING
-                    server = self._server
-                    if server is None or server.process.poll() is not None:
-                        server = self._server = _Server.start(self._access, self._output)
+                server = self._ready()
+                if server is None:
+                    return STOPPING
                 job.result.unlink(missing_ok=True)
                 try:
                     heard = server.carry_out(job, limit_s)
@@ -219,7 +214,8 @@ class RoundDriver:
                     if DONE in heard:
                         return None
                     failure = None if LOST in heard else self._why_it_ended(server)
-                self._replace(server)
+                server.end()
+                self._ready()  # for the next round
                 if failure is None or BEGUN in heard:
                     break
             if failure is None:
@@ -235,11 +231,17 @@ class RoundDriver:
             return "was ended by the SuperLink: it lost this coordinator, or was restarted"
         return f"was ended by its process: {server.process.exit_words}"
 
-    def _replace(self, server: _Server) -> None:
-        server.end()
+    def _ready(self) -> _Server | None:
+        """The Flower process, started if there is none; None once we are closed."""
         with self._lock:
-            self._server = None
-        self.prepare()
+            if self._closed:
+                return None
+            if self._server is not None and self._server.process.poll() is not None:
+                self._server.line.close()
+                self._server = None
+            if self._server is None:
+                self._server = _Server.start(self._access, self._output)
+            return self._server
 
 
 def run_round(order: RoundOrder, work_dir: Path, access: SuperLinkAccess) -> RoundResult:
