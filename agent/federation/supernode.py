@@ -30,7 +30,7 @@ LOOPBACK = "127.0.0.1"
 SECRET_BYTES = 32
 BACKOFF = Backoff(first_s=1.0, last_s=30.0, steady_s=60.0)
 STOP_GRACE_S = 3.0
-# No calls home, no installs, one thread.
+# No calls home, no installs, one thread; large arrays go back to the system when freed.
 FLOWER_ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -38,6 +38,8 @@ FLOWER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
 }
 
 State = Literal["stopped", "connecting", "connected", "failed"]
