@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeReply:
     """One node's answer: its content, or the one line that says why there is none."""
 
     public_key: str
@@ -75,7 +75,7 @@ class GridFleet:
 
     def ask(
         self, message_type: str, requests: Mapping[str, RecordDict], timeout_s: float
-    ) -> Iterator[Answer]:
+    ) -> Iterator[NodeReply]:
         """Send each node its request; yield one answer a node, as they come, none later than
         the timeout. Keys are public keys out of `connected()`."""
         keys = list(requests)
@@ -91,11 +91,11 @@ class GridFleet:
             for key in keys
         ]
         ids = self._within(timeout_s, lambda: list(self._grid.push_messages(messages)))
-        arrived: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[NodeReply] = queue.SimpleQueue()
         waiting = set()
         for key, message_id in zip(keys, ids, strict=True):
             if not message_id:
-                yield Answer(key, None, "the SuperLink did not take the message", 0.0)
+                yield NodeReply(key, None, "the SuperLink did not take the message", 0.0)
                 continue
             waiting.add(key)
             threading.Thread(
@@ -112,7 +112,7 @@ class GridFleet:
             yield answer
         problem = self._why_silent(timeout_s) if waiting else ""
         for key in waiting:
-            yield Answer(key, None, problem, timeout_s)
+            yield NodeReply(key, None, problem, timeout_s)
 
     def _await_reply(
         self,
@@ -120,7 +120,7 @@ class GridFleet:
         message_id: str,
         started_s: float,
         deadline_s: float,
-        arrived: queue.SimpleQueue[Answer],
+        arrived: queue.SimpleQueue[NodeReply],
     ) -> None:
         while time.monotonic() < deadline_s:
             try:
@@ -129,16 +129,16 @@ class GridFleet:
                 log.exception("reply could not be pulled")
                 self._judge(error)
                 why = str(error) or type(error).__name__
-                arrived.put(Answer(key, None, f"reply could not be pulled: {why}"[:300], 0.0))
+                arrived.put(NodeReply(key, None, f"reply could not be pulled: {why}"[:300], 0.0))
                 return
             seconds = time.monotonic() - started_s
             for reply in replies:
                 if reply.metadata.reply_to_message_id != message_id:
                     continue
                 if reply.has_error():
-                    arrived.put(Answer(key, None, reply.error.reason[:300], seconds))
+                    arrived.put(NodeReply(key, None, reply.error.reason[:300], seconds))
                 else:
-                    arrived.put(Answer(key, reply.content, None, seconds))
+                    arrived.put(NodeReply(key, reply.content, None, seconds))
                 return
             time.sleep(POLL_PERIOD_S)
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from coordinator.campaign.reply import ContributionReply, Reply, merged_bases
 from coordinator.config import FedProx, Krum
 from coordinator.federation.errors import FederationError, SuperLinkUnreachable
-from coordinator.federation.fleet import Answer as NodeReply
+from coordinator.federation.fleet import NodeReply
 from coordinator.federation.orders import (
     Member,
     RoundOrder,
