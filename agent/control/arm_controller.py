@@ -130,16 +130,21 @@ class ArmController:
         """
         self._connect()
         while not self._ended():
-            self.beats += 1
+            self.step()
             if self.energised:
-                self._run_calls(None)
-                if self.energised:
-                    self._motion_tick()
-                    self.pacer.wait()
+                self.pacer.wait()
             else:
-                self._idle_tick()
                 self._run_calls(RANGE_PERIOD_S if self.calibration.recording else IDLE_PERIOD_S)
         self._let_go()
+
+    def step(self) -> None:
+        """One pass of the loop: what was asked for, then one tick. Waits for the servos alone."""
+        self.beats += 1
+        self._run_calls(None)
+        if self.energised:
+            self._motion_tick()
+        else:
+            self._idle_tick()
 
     def start_motion(
         self,
