@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from host.threads import spawn
 from robot_io.errors import BadImage, CameraGone
 from robot_io.mjpeg import MjpegStream
 
@@ -100,10 +101,7 @@ class Camera:
         if self._thread is not None:
             return
         self._closing.clear()
-        self._thread = threading.Thread(
-            target=self._run, name=f"camera-{self.config.name}", daemon=True
-        )
-        self._thread.start()
+        self._thread = spawn(f"camera-{self.config.name}", self._run, self._died)
         with self._changed:
             arrived = self._changed.wait_for(lambda: self._frame is not None, timeout_s)
             fault = self._fault
@@ -175,6 +173,10 @@ class Camera:
                     log.warning("camera %s: %s", self.config.name, error)
                 self.reconnects += 1
             self._closing.wait(self.config.retry_s)
+
+    def _died(self, line: str) -> None:
+        with self._changed:
+            self._fault = line
 
     def _capture(self) -> None:
         source = _open_source(self.config, self._clock)

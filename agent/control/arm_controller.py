@@ -1,12 +1,7 @@
-"""What the control process is doing: one thread that owns the arms, from port to torque.
+"""The one thread that owns the arms, from port to torque: the shell of `arm_phases`.
 
-    CLOSED   no usable follower; it is looked for again every few seconds
-    IDLE     connected, torque off; telemetry a few times a second
-    MOVING   energised, a source in command, one tick a period
-    HOLDING  energised, nobody in command: after a fault or an emergency stop
-
-Other threads ask by `call`, which runs a function between two ticks. Nothing here waits for
-anybody but the servos.
+Other threads ask by `call`, which runs a function between two ticks, and wait for a `MotionRun`.
+Nothing here waits for anybody but the servos.
 """
 
 from __future__ import annotations
@@ -14,12 +9,13 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from enum import StrEnum
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from agent.config import AgentConfig
+from agent.control.arm_phases import ArmPhase, Effect, Event, next_phase
 from agent.control.arms import Arms
 from agent.control.calibration_session import CalibrationSession
 from agent.control.cameras import Cameras, View
@@ -30,6 +26,7 @@ from agent.control.observation import ActionSource
 from agent.control.pacer import Pacer, RateMeter
 from agent.control.parking import Parking
 from agent.errors import AgentError, Refused
+from agent.operations.arguments import ArmName, CalibrationStep
 from robot_io.errors import RobotIOError
 
 log = logging.getLogger(__name__)
@@ -40,15 +37,24 @@ RECONNECT_S = 3.0
 SHUTDOWN_PARK_S = 10.0
 RELEASE_RETRIES = 4  # a servo that is asked to let go is asked again before it counts as mute
 RELEASE_BUDGET_S = 0.3
+ENDING = "the control process is ending"
 
 
-class ArmPhase(StrEnum):
-    """See the module."""
+@dataclass
+class MotionRun:
+    """One motion, from torque-on until the arm is released or held. Others wait on its futures.
 
-    CLOSED = "closed"
-    IDLE = "idle"
-    MOVING = "moving"
-    HOLDING = "holding"
+    Attributes:
+        in_step: the source has the arm wholly; or FirstMoveRefused, or Refused with why it ended.
+        parked: the arm is released; or Refused with why it is not.
+        refusal: why the source was not let in.
+        fault: what ended it.
+    """
+
+    in_step: Future[None] = field(default_factory=Future)
+    parked: Future[None] = field(default_factory=Future)
+    refusal: str | None = None
+    fault: str | None = None
 
 
 class ArmController:
@@ -59,7 +65,7 @@ class ArmController:
         config: AgentConfig,
         arms: Arms,
         cameras: Cameras,
-        subscribers: tuple[Subscriber, ...],
+        subscribers: Mapping[str, Subscriber],
         on_event: Callable[[str, str | None], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,55 +74,74 @@ class ArmController:
         self.cameras = cameras
         self.calibration = CalibrationSession(config, arms)
         self.phase = ArmPhase.CLOSED
-        self.purpose: str | None = None
         self.view = View()
         self.beats = 0
         self.pacer = Pacer(1.0 / config.control.fps, clock)
         self.rate = RateMeter()
         self.motion: MotionLoop | None = None
-        self.refusal: str | None = None  # why the last source was not let in
-        self.last_fault: str | None = None
+        self.last_run: MotionRun | None = None  # or the present one
         self._subscribers = subscribers
         self._on_event = on_event
         self._clock = clock
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._park: Parking | None = None
-        self._motion_until_s: float | None = None
-        self._reconnect_s = 0.0
         self._watch = IdleWatch(arms)
-        self._ending = False
-        self._end_by_s: float | None = None
-        self._estopped = False
-        self._retry = True  # False in fault: the operator's reset is awaited
-        self._announce = True  # that the arm was found energised
+        self._crashes: list[str] = []
+        self._reconnect_s = 0.0
+        # What goes with the event that is handled, or with the phase that it led to.
+        self._source: ActionSource | None = None
+        self._parking: Parking | None = None
+        self._until_s: float | None = None
+        self._reason = ""
+        self._effects: dict[Effect, Callable[[], Event | None]] = {
+            Effect.CONNECT: self._connect,
+            Effect.HOLD_FOUND: self._hold_found,
+            Effect.ENGAGE: self._engage,
+            Effect.HAND_OVER: self._hand_over,
+            Effect.PARK: self._park,
+            Effect.HOLD_HERE: self._hold_here,
+            Effect.HOLD: self._hold,
+            Effect.LOSE_PORT: self._lose_port,
+            Effect.RELEASE: self._release,
+            Effect.LET_GO: self._let_go,
+            Effect.ANNOUNCE_FAULT: self._announce_fault,
+            Effect.ANNOUNCE_RELEASED: self._announce_released,
+        }
 
     # For other threads.
 
     def call[T](self, function: Callable[[], T], timeout_s: float = 20.0) -> T:
-        """Run `function` on the loop thread between two ticks; its result or exception."""
+        """Run `function` on the loop thread between two ticks; its result or exception.
+
+        Raises TimeoutError, and then it is not run any more; Refused when the process is ending.
+        """
         future: Future[T] = Future()
         self._calls.put((function, future))
-        return future.result(timeout_s)
+        if self.phase is ArmPhase.ENDED and future.cancel():
+            raise Refused(ENDING)
+        try:
+            return future.result(timeout_s)
+        finally:
+            future.cancel()
 
     def end(self) -> None:
         """Park if energised, release, then let `run` return. May be called in a signal handler."""
-        self._ending = True
-        self._calls.put((lambda: None, Future()))
+        self._calls.put((self._end, Future()))
+
+    def crashed(self, line: str) -> None:
+        """A thread of this process died: keep its line for the status; an arm that moves holds."""
+        if line not in self._crashes:
+            self._crashes.append(line)
+        self._calls.put((lambda: self._happened(Event.CRASH, line), Future()))
 
     @property
     def ready(self) -> bool:
         """True when the follower may be moved or is moving."""
-        return self.phase is not ArmPhase.CLOSED and "follower" not in self.arms.problems
-
-    @property
-    def energised(self) -> bool:
-        """True while torque is on as far as we know."""
-        return self.phase in (ArmPhase.MOVING, ArmPhase.HOLDING)
+        return self.phase.connected and "follower" not in self.arms.problems
 
     def problems(self) -> list[str]:
         """One line for each thing that is not as it should be."""
-        lines = [*self.arms.problems.values(), *self.view.missing]
-        if self.motion is not None and self.energised:
+        lines = [*self.arms.problems.values(), *self.view.missing, *self._crashes]
+        if self.motion is not None and self.phase.energised:
             lines += self.motion.warnings
         return lines
 
@@ -128,58 +153,45 @@ class ArmController:
         When anything unforeseen is raised the torque is left on: the arm holds, and the next
         control process finds it so.
         """
-        self._connect()
-        while not self._ended():
+        while self.phase is not ArmPhase.ENDED:
             self.step()
-            if self.energised:
+            if self.phase.energised:
                 self.pacer.wait()
             else:
                 self._run_calls(RANGE_PERIOD_S if self.calibration.recording else IDLE_PERIOD_S)
-        self._let_go()
+        while not self._calls.empty():
+            _, future = self._calls.get()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Refused(ENDING))
+        self.calibration.abandon()
+        self.arms.close()
+        self.cameras.close()
 
     def step(self) -> None:
         """One pass of the loop: what was asked for, then one tick. Waits for the servos alone."""
         self.beats += 1
         self._run_calls(None)
-        if self.energised:
+        if self.phase.energised:
             self._motion_tick()
-        else:
+        elif self.phase is not ArmPhase.ENDED:
             self._idle_tick()
 
     def start_motion(
         self,
         source: ActionSource,
-        purpose: str,
+        purpose: Literal["teleop", "rollout"],
         *,
-        guarded: bool = True,
         seconds: float | None = None,
-    ) -> None:
+    ) -> MotionRun:
         """Energise the arm and give command to `source`; park after `seconds`.
 
         Raises Refused with one line.
         """
-        self.require_ready()
-        if self.calibration.busy is not None:
-            raise Refused(
-                f"the {self.calibration.busy} is being calibrated: finish it (range_finish) first"
-            )
-        if self.phase is ArmPhase.MOVING:
-            raise Refused(f"the arm is moving already ({self.purpose})")
-        motion = self._make_motion()
-        try:
-            motion.engage()
-        except RobotIOError as error:
-            raise Refused(f"the arm could not be energised: {error}") from error
-        self.refusal = self.last_fault = None
-        self._park = None
-        motion.hand_over(source, guarded=guarded)
-        if not self.energised:
-            self.rate.restart()
-            self.pacer.restart()
-        self.phase = ArmPhase.MOVING
-        self.purpose = purpose
-        self._motion_until_s = None if seconds is None else self._clock() + seconds
-        log.info("energised for %s", purpose)
+        self._require_free()
+        self._source = source
+        self._handle(Event(purpose))
+        self._until_s = None if seconds is None else self._clock() + seconds
+        return self._present_run()
 
     def require_ready(self) -> None:
         """Raises Refused with the follower's problem when it cannot be moved."""
@@ -187,84 +199,101 @@ class ArmController:
             reason = self.arms.problems.get("follower", "the follower is not connected")
             raise Refused(f"not ready: {reason}")
 
-    def start_park(self) -> None:
+    def start_park(self) -> MotionRun:
         """Move to the rest pose, then release; from any phase. Raises Refused."""
-        if self._park is not None and self.phase is ArmPhase.MOVING:
-            return
-        self.require_ready()
-        assert self.arms.follower is not None
-        park = Parking(self.config, self.arms.follower.calibration, self._clock())
-        if self.phase is ArmPhase.MOVING and self.motion is not None:
-            self.motion.hand_over(park.source, guarded=False)
-            self.purpose = "park"
-            self._motion_until_s = None
-        else:
-            self.start_motion(park.source, "park", guarded=False)
-        self._park = park
+        if not self.phase.moving:
+            self._require_free()
+        self._handle(Event.PARK)
+        return self._present_run()
 
     def stop_here(self, *, release: bool) -> None:
         """The emergency stop: hold at once, or release. Refuses nothing."""
-        self._estopped = True
-        if not self.energised:
-            return
-        assert self.motion is not None
-        try:
-            self.motion.stop_here()
-        except RobotIOError as error:
-            log.error("emergency stop: %s", error)  # noqa: TRY400
-        self.phase = ArmPhase.HOLDING
-        self._park = None
-        if release:
-            self.release()
+        self._handle(Event.ESTOP_RELEASE if release else Event.ESTOP)
 
-    def release(self) -> bool:
-        """Take the torque off every servo and go idle; False, with a fault, if one keeps it."""
-        assert self.arms.follower is not None
-        if self.motion is not None:
-            self.motion.hand_over(None)
-        with self.arms.follower.bus.patient(RELEASE_RETRIES, RELEASE_BUDGET_S):
-            failures = self.arms.follower.release()
-        self._park = None
-        self.purpose = None
-        if failures:
-            self.phase = ArmPhase.HOLDING
-            self.fault(f"follower: {', '.join(failures)} may be energised still; reset tries again")
-            return False
-        self.phase = ArmPhase.IDLE
-        log.info("released")
-        return True
-
-    def reset(self) -> bool:
-        """Look at the hardware again; True if the arm is on its way to the park pose.
+    def reset(self) -> MotionRun | None:
+        """Look at the hardware again; the way to the park pose if the arm is energised.
 
         Raises Refused with the follower's problem.
         """
-        self._estopped = False
-        self._retry = True
-        if self.calibration.busy is not None:
-            self.calibration.abandon()
-        self._announce = False
-        self._connect()
-        self._announce = True
+        self.calibration.abandon()
+        self._handle(Event.RESET)
         self.require_ready()
-        if not self.energised:
-            return False
-        self.start_park()
-        return True
+        if self.phase is ArmPhase.HOLDING:
+            self._handle(Event.PARK)
+        return self._present_run() if self.phase.energised else None
 
-    def fault(self, reason: str) -> None:
-        """Nobody commands any more; the pose is held while the bus works."""
-        log.error("fault: %s", reason)
-        self.last_fault = reason
-        self._retry = False
-        self._park = None
-        self.purpose = None
-        if self.motion is not None:
-            self.motion.hand_over(None)
-        if self.phase is ArmPhase.MOVING:
-            self.phase = ArmPhase.HOLDING
-        self._lose_unplugged(reason)
-        self._on_event("fault", reason)
+    def calibrate(self, arm: ArmName, step: CalibrationStep) -> dict[str, Any]:
+        """Take one step of a calibration; torque is off and stays off. Raises Refused."""
+        self._handle(Event.CALIBRATE)
+        return self.calibration.step(arm, step)
+
+    def look(self) -> View:
+        """What the cameras see now."""
+        self.view = self.cameras.look()
+        return self.view
+
+    def _require_free(self) -> None:
+        self.require_ready()
+        if self.calibration.busy is not None:
+            raise Refused(
+                f"the {self.calibration.busy} is being calibrated: finish it (range_finish) first"
+            )
+
+    def _present_run(self) -> MotionRun:
+        assert self.last_run is not None  # whoever energises the arm begins one
+        return self.last_run
+
+    def _end(self) -> None:
+        if self.phase is ArmPhase.ENDING:
+            return
+        try:
+            self._handle(Event.END)
+        except Refused as error:
+            log.error("cannot park: %s", error)  # noqa: TRY400
+            self._handle(Event.END_UNPARKED)
+        self._until_s = self._clock() + SHUTDOWN_PARK_S
+
+    # The phase.
+
+    def _happened(self, event: Event, reason: str) -> None:
+        self._reason = reason
+        self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        """Change the phase, carry the effects out, then take up what they answer.
+
+        Raises Refused, with the phase as it was.
+        """
+        before = self.phase
+        following = next_phase(before, event)
+        self.phase = following.phase
+        answers: list[Event] = []
+        try:
+            for effect in following.effects:
+                answer = self._effects[effect]()
+                if answer is not None:
+                    answers.append(answer)
+        except Refused:
+            self.phase = before
+            raise
+        for answer in answers:
+            self._handle(answer)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Tell those who wait for the run, after whoever hears of events."""
+        run = self.last_run
+        if run is None:
+            return
+        if self.phase in (ArmPhase.TELEOP, ArmPhase.ROLLOUT):
+            if self.motion is not None and self.motion.in_step:
+                _resolve(run.in_step)
+            return
+        _resolve(run.in_step, Refused(run.fault or "the motion was ended"))
+        if self.phase.released:
+            _resolve(run.parked)
+        elif not self.phase.moving:
+            _resolve(run.parked, Refused(f"the arm was not parked: {run.fault or 'it is held'}"))
 
     # Ticks.
 
@@ -275,75 +304,57 @@ class ArmController:
         try:
             self.motion.tick()
         except FirstMoveRefused as error:
-            self.refusal = str(error)
             log.warning("refused: %s", error)
-            self.start_park()
+            run = self._present_run()
+            run.refusal = str(error)
+            _resolve(run.in_step, error)
+            self._handle(Event.FIRST_MOVE_REFUSED)
         except MotionFault as error:
-            if self.phase is ArmPhase.MOVING:
-                self.fault(str(error))
-            else:
-                self._lose_unplugged(str(error))  # else the servos hold by themselves
-        overdue = self._motion_until_s is not None and now_s >= self._motion_until_s
-        if self.phase is ArmPhase.MOVING and (self._ending or overdue):
-            self.start_park()
-        self._watch_park()
+            self._fault(str(error))
+        if self.phase.moving and self._until_s is not None and now_s >= self._until_s:
+            self._handle(Event.OVERDUE)
+        parking = self.phase in (ArmPhase.PARKING, ArmPhase.ENDING)
+        if parking and self._parking is not None and self._parking.over(self._clock()):
+            self._handle(Event.PARKED)
+        self._settle()
 
-    def _lose_unplugged(self, reason: str) -> None:
-        """Let go of an arm whose port is gone; the next `reset` or look opens it again."""
+    def _fault(self, reason: str) -> None:
+        """A fault of the motion; an arm whose port is gone is let go of."""
         if self.arms.leader is not None and not self.arms.leader.bus.is_open:
             self.arms.lose("leader", reason)
-        if self.arms.follower is not None and not self.arms.follower.bus.is_open:
-            self.arms.lose("follower", reason)
-            self.motion = None
-            self.phase = ArmPhase.CLOSED
-
-    def _watch_park(self) -> None:
-        if self._park is None or self.phase is not ArmPhase.MOVING:
-            return
-        if self._park.over(self._clock()) and self.release():
-            self._on_event("released", None)
+        follower = self.arms.follower
+        gone = follower is not None and not follower.bus.is_open
+        self._happened(Event.PORT_LOST if gone else Event.FAULT, reason)
 
     def _idle_tick(self) -> None:
         now_s = self._clock()
         self.view = self.cameras.look()
         self.calibration.observe()
-        look_again = self._retry and bool(self.arms.problems) and self.calibration.busy is None
+        look_again = bool(self.arms.problems) and self.calibration.busy is None
         if look_again and now_s >= self._reconnect_s:
-            self._connect()
+            self._handle(Event.LOOK)
         self._adopt()
-        if self.phase is ArmPhase.IDLE:
+        if self.phase.energised:
+            return
+        if self.phase.released:
             self._make_motion()
         reason = self._watch.look(self.motion, now_s)
         if reason is not None:
-            self._adopt()
-            self.fault(reason)
-
-    def _connect(self) -> None:
-        self.arms.connect(skip=self.calibration.busy)
-        self._reconnect_s = self._clock() + RECONNECT_S
-        self._adopt()
+            self._happened(Event.PORT_LOST, reason)
 
     def _adopt(self) -> None:
-        """Bring the phase in line with whether there is a follower."""
-        if self.arms.follower is None:
-            self.phase = ArmPhase.CLOSED
-        elif self.phase is ArmPhase.CLOSED:
-            self._watch.restart()
-            self.phase = ArmPhase.IDLE
-            if self.arms.found_energised:
-                self._found_energised()
+        """Bring the phase in line with what a calibration did to the follower."""
+        if self.arms.follower is None and self.phase.released:
+            self._handle(Event.TAKEN)
+        elif self.arms.follower is not None and not self.phase.connected:
+            self._handle(self._found())
 
-    def _found_energised(self) -> None:
-        """Torque is on from before us: hold it where it is, and let the operator decide."""
-        try:
-            self._make_motion().engage()
-        except RobotIOError as error:
-            log.error("the energised arm cannot be held: %s", error)  # noqa: TRY400
-            return
-        self.phase = ArmPhase.HOLDING
-        self.pacer.restart()
-        if self._announce:
-            self.fault("the arm was found energised; `armada reset` parks it")
+    def _found(self) -> Event:
+        self._watch.restart()
+        if not self.arms.found_energised:
+            return Event.FOUND
+        self._reason = "the arm was found energised; `armada reset` parks it"
+        return Event.FOUND_ENERGISED
 
     def _make_motion(self) -> MotionLoop:
         """The loop of the follower that is connected now."""
@@ -354,10 +365,6 @@ class ArmController:
                 follower, self.look, self.config.control, self._clock, self._subscribers
             )
         return self.motion
-
-    def look(self) -> View:
-        self.view = self.cameras.look()
-        return self.view
 
     def _run_calls(self, timeout_s: float | None) -> None:
         """Run what other threads asked for; wait up to `timeout_s` for the first."""
@@ -371,34 +378,104 @@ class ArmController:
             except queue.Empty:
                 return
             wait_s = None
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked waits no more
             try:
                 future.set_result(function())
             except (AgentError, RobotIOError) as error:
                 future.set_exception(error)
+            except Exception as error:
+                future.set_exception(error)
+                raise  # it may have been left half done: the arm holds, and the process ends
 
-    # The end.
+    # Effects. Each answers with an event, or None.
 
-    def _ended(self) -> bool:
-        if not self._ending:
-            return False
-        now_s = self._clock()
-        if self._end_by_s is None:
-            self._end_by_s = now_s + SHUTDOWN_PARK_S
-            if self.phase is ArmPhase.HOLDING and not self._estopped:
-                try:
-                    self.start_park()
-                except Refused as error:
-                    log.error("cannot park: %s", error)  # noqa: TRY400
-        parking = self.phase is ArmPhase.MOVING
-        return not parking or now_s >= self._end_by_s
+    def _connect(self) -> Event | None:
+        self.arms.connect(skip=self.calibration.busy)
+        self._reconnect_s = self._clock() + RECONNECT_S
+        if self.phase.connected:
+            return None
+        return Event.NOT_FOUND if self.arms.follower is None else self._found()
+
+    def _hold_found(self) -> None:
+        try:
+            self._make_motion().engage()
+        except RobotIOError as error:  # it holds by itself
+            log.error("the energised arm cannot be held: %s", error)  # noqa: TRY400
+        self.pacer.restart()
+
+    def _engage(self) -> None:
+        try:
+            self._make_motion().engage()
+        except RobotIOError as error:
+            raise Refused(f"the arm could not be energised: {error}") from error
+        self.last_run = MotionRun()
+        self.rate.restart()
+        self.pacer.restart()
+        log.info("energised for %s", self.phase.purpose)
+
+    def _hand_over(self) -> None:
+        assert self.motion is not None
+        self.motion.hand_over(self._source)
+
+    def _park(self) -> None:
+        assert self.motion is not None
+        calibration = self.motion.follower.calibration
+        self._parking = Parking(self.config, calibration, self._clock())
+        self.motion.hand_over(self._parking.source, guarded=False)
+        self._until_s = None
+
+    def _hold_here(self) -> None:
+        assert self.motion is not None
+        try:
+            self.motion.stop_here()
+        except RobotIOError as error:
+            log.error("emergency stop: %s", error)  # noqa: TRY400
+
+    def _hold(self) -> None:
+        assert self.motion is not None
+        self.motion.hand_over(None)
+
+    def _lose_port(self) -> None:
+        self.arms.lose("follower", self._reason)
+        self.motion = None
+
+    def _release(self) -> Event:
+        self._hold()
+        failures = self._take_torque_off()
+        if failures:
+            names = ", ".join(failures)
+            self._reason = f"follower: {names} may be energised still; reset tries again"
+            return Event.RELEASE_FAILED
+        log.info("released")
+        return Event.RELEASED
 
     def _let_go(self) -> None:
-        """Best-effort torque-off for every servo, then close."""
-        if self.arms.follower is not None:
-            with self.arms.follower.bus.patient(RELEASE_RETRIES, RELEASE_BUDGET_S):
-                failures = self.arms.follower.release()
-            for joint, error in failures.items():
-                log.error("%s may be energised still: %s", joint, error)
-        self.calibration.abandon()
-        self.arms.close()
-        self.cameras.close()
+        for joint, error in self._take_torque_off().items():
+            log.error("%s may be energised still: %s", joint, error)
+
+    def _take_torque_off(self) -> dict[str, Any]:
+        if self.arms.follower is None:
+            return {}
+        with self.arms.follower.bus.patient(RELEASE_RETRIES, RELEASE_BUDGET_S):
+            return dict(self.arms.follower.release())
+
+    def _announce_fault(self) -> None:
+        log.error("fault: %s", self._reason)
+        if self.last_run is not None:
+            self.last_run.fault = self._reason
+        self._on_event("fault", self._reason)
+
+    def _announce_released(self) -> None:
+        self._on_event("released", None)
+        _resolve(self._present_run().parked)
+
+
+def _resolve(future: Future[None], error: Exception | None = None) -> None:
+    """Once; what comes later changes nothing."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

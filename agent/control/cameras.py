@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from agent.config import AgentConfig, CameraSettings
 from agent.control.observation import Vector
+from host.threads import spawn
 from robot_io.cameras import Camera, CameraConfig, Frame
 from robot_io.errors import CameraGone
 from robot_io.tracker import BlobTracker, TrackerConfig
@@ -52,10 +54,6 @@ class Cameras:
         self._open: dict[str, bool] = dict.fromkeys(self._cameras, False)
         self._trouble: dict[str, str] = {}
         self._closing = threading.Event()
-        self._openers = [
-            threading.Thread(target=self._keep_opening, args=(name,), daemon=True)
-            for name in self._cameras
-        ]
         self._tracker: BlobTracker | None = None
         self._tracker_camera = ""
         self._object = ""
@@ -78,8 +76,9 @@ class Cameras:
 
     def open(self) -> None:
         """Start opening the cameras; returns at once."""
-        for opener in self._openers:
-            opener.start()
+        for name in self._cameras:
+            open_it = partial(self._keep_opening, name)
+            spawn(f"opener-{name}", open_it, partial(self._trouble.__setitem__, name))
 
     def look(self) -> View:
         """What is to be seen now. Cheap enough for every tick: a picture is tracked once."""

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import AgentConfig
-from agent.control.arm_controller import ArmController, ArmPhase
+from agent.control.arm_controller import ArmController, MotionRun
+from agent.control.arm_phases import ArmPhase
+from agent.control.errors import FirstMoveRefused
 from agent.control.policy_source import PolicySource
 from agent.control.sources import LeaderSource
 from agent.errors import Refused
@@ -21,7 +23,6 @@ from agent.recording.session import RecordingSession
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.01
 IN_STEP_S = 25.0
 PARKED_S = 35.0
 
@@ -73,9 +74,7 @@ class Commands:
     def calibrate(self, arm: ArmName, step: CalibrationStep) -> dict[str, Any]:
         """One step; torque is off and stays off."""
         controller = self._controller
-        if controller.energised:
-            raise Refused("the arm is energised; park it first")
-        return controller.call(lambda: controller.calibration.step(arm, step))
+        return controller.call(lambda: controller.calibrate(arm, step))
 
     def teleop_start(self) -> dict[str, Any]:
         """Returns when the follower follows the leader."""
@@ -85,8 +84,7 @@ class Commands:
             reason = controller.arms.problems.get("leader", "no leader is configured ([teleop])")
             raise Refused(f"no teleoperation: {reason}")
         source = LeaderSource(leader, self._config.control.max_missed_reads)
-        controller.call(lambda: controller.start_motion(source, "teleop"))
-        self._wait_in_step()
+        _wait_in_step(controller.call(lambda: controller.start_motion(source, "teleop")))
         return {}
 
     def record_start(self, task: str) -> dict[str, Any]:
@@ -98,10 +96,10 @@ class Commands:
         self._require_view()
         if controller.phase is ArmPhase.IDLE:
             self.teleop_start()
-        elif controller.phase is not ArmPhase.MOVING or controller.purpose != "teleop":
-            raise Refused(f"recording needs teleoperation; the arm is {self._doing()}")
+        elif controller.phase is not ArmPhase.TELEOP or controller.last_run is None:
+            raise Refused(f"recording needs teleoperation; the arm is {_doing(controller.phase)}")
         else:
-            self._wait_in_step()
+            _wait_in_step(controller.last_run)
         return {"episode_id": self._recording.start(task, self._calibration_digest())}
 
     def record_finish(self) -> dict[str, Any]:
@@ -117,9 +115,13 @@ class Commands:
         """Park and release; an arm at rest is moved only with `energise`."""
         controller = self._controller
         self._recording.set_aside("the arm was parked before the episode was finished")
-        if controller.phase is ArmPhase.MOVING or energise:
-            controller.call(controller.start_park)
-            self._wait_parked()
+
+        def start() -> MotionRun | None:
+            return controller.start_park() if energise or controller.phase.moving else None
+
+        run = controller.call(start)
+        if run is not None:
+            _wait_parked(run)
         return {}
 
     def rollout_arm(self, folder: str, policy: str) -> dict[str, Any]:
@@ -160,7 +162,7 @@ class Commands:
             controller.call(
                 lambda: controller.start_motion(self._policy, "rollout", seconds=seconds)
             )
-        except Refused as error:
+        except (Refused, TimeoutError) as error:
             self._end_run(str(error))
             if record:
                 self._recording.set_aside(str(error))
@@ -172,10 +174,9 @@ class Commands:
         controller = self._controller
         if not self._run.running:
             raise Refused("no rollout is running")
-        if controller.purpose == "rollout":
+        if controller.phase is ArmPhase.ROLLOUT:
             self._run.outcome = "stopped by the operator"
-        controller.call(controller.start_park)
-        self._wait_parked()
+        _wait_parked(controller.call(controller.start_park))
         return {"rollout": self.rollout_status()}
 
     def rollout_disarm(self) -> dict[str, Any]:
@@ -197,18 +198,18 @@ class Commands:
         """Look at the hardware again; park an arm that is energised."""
         controller = self._controller
         self._recording.set_aside("a fault ended it")
-        parking = controller.call(controller.reset)
-        if parking:
-            self._wait_parked()
+        run = controller.call(controller.reset)
+        if run is not None:
+            _wait_parked(run)
         if self._policy.loaded is not None:
             self._policy.unload()
-        return {"parked": parking}
+        return {"parked": run is not None}
 
     # What the loop thread reports.
 
     def tick(self) -> None:
         """One tick of motion was made; a subscriber."""
-        if self._run.running and self._controller.purpose == "rollout":
+        if self._run.running and self._controller.phase is ArmPhase.ROLLOUT:
             self._run.ticks += 1
 
     def motion_ended(self, name: str, reason: str | None) -> None:
@@ -217,7 +218,9 @@ class Commands:
             self._recording.fail(f"a fault ended it: {reason}")
             self._end_run(f"fault: {reason}")
         else:
-            self._end_run(self._run.outcome or self._controller.refusal or "ran its time")
+            run = self._controller.last_run
+            refusal = None if run is None else run.refusal
+            self._end_run(self._run.outcome or refusal or "ran its time")
 
     def finish_recorded_rollout(self) -> None:
         """Save a rollout's episode once it has ended; waits for the disk."""
@@ -265,37 +268,25 @@ class Commands:
         follower = self._controller.arms.follower
         return "" if follower is None else follower.calibration.digest()
 
-    def _doing(self) -> str:
-        controller = self._controller
-        if controller.phase is ArmPhase.MOVING:
-            return f"moving ({controller.purpose})"
-        return controller.phase.value
 
-    def _wait_in_step(self) -> None:
-        """Until the source has the arm. Raises Refused if it was not let in, or at fault."""
-        controller = self._controller
-        until_s = self._clock() + IN_STEP_S
-        while self._clock() < until_s:
-            if controller.refusal is not None:
-                refusal = controller.refusal
-                self._wait_parked()
-                raise Refused(f"{refusal}; bring the leader near the follower's pose")
-            if controller.phase is not ArmPhase.MOVING:
-                raise Refused(controller.last_fault or "the motion was ended")
-            motion = controller.motion
-            if motion is not None and motion.in_step:
-                return
-            time.sleep(POLL_S)
-        raise Refused(f"the follower did not come into step within {IN_STEP_S:.0f} s")
+def _doing(phase: ArmPhase) -> str:
+    return phase.value if phase.purpose is None else f"moving ({phase.purpose})"
 
-    def _wait_parked(self) -> None:
-        """Until the arm is released. Raises Refused if it cannot be."""
-        controller = self._controller
-        until_s = self._clock() + PARKED_S
-        while self._clock() < until_s:
-            if controller.phase is ArmPhase.IDLE:
-                return
-            if controller.phase is not ArmPhase.MOVING:
-                raise Refused(f"the arm was not parked: {controller.last_fault or 'it is held'}")
-            time.sleep(POLL_S)
-        raise Refused(f"the arm was not parked within {PARKED_S:.0f} s")
+
+def _wait_in_step(run: MotionRun) -> None:
+    """Until the source has the arm. Raises Refused if it was not let in, or at fault."""
+    try:
+        run.in_step.result(IN_STEP_S)
+    except FirstMoveRefused as refusal:
+        _wait_parked(run)
+        raise Refused(f"{refusal}; bring the leader near the follower's pose") from refusal
+    except TimeoutError as error:
+        raise Refused(f"the follower did not come into step within {IN_STEP_S:.0f} s") from error
+
+
+def _wait_parked(run: MotionRun) -> None:
+    """Until the arm is released. Raises Refused if it cannot be."""
+    try:
+        run.parked.result(PARKED_S)
+    except TimeoutError as error:
+        raise Refused(f"the arm was not parked within {PARKED_S:.0f} s") from error

@@ -1,13 +1,14 @@
 """One tick of motion: observe, ask the source, limit, send, tell the subscribers.
 
 The loop knows neither who the source is nor what a subscriber does. It is not thread-safe: the
-control process's loop thread alone calls it.
+control process's loop thread alone calls it. A subscriber that dies ends the motion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from agent.config import ControlConfig
 from agent.control.cameras import View
 from agent.control.errors import FirstMoveRefused, MotionFault
 from agent.control.observation import ActionSource, Observation, Vector
+from host.threads import guarded
 from robot_io.arm import ArmReading, Follower
 from robot_io.calibration import GRIPPER, JOINTS
 from robot_io.errors import BusError, Unplugged
@@ -52,13 +54,16 @@ class MotionLoop:
         look: Callable[[], View],
         settings: ControlConfig,
         clock: Callable[[], float],
-        subscribers: tuple[Subscriber, ...] = (),
+        subscribers: Mapping[str, Subscriber],
     ) -> None:
         self.follower = follower
         self._look = look
         self._settings = settings
         self._clock = clock
-        self._subscribers = subscribers
+        self._subscribers = [
+            guarded(f"subscriber {name}", subscriber, _end_motion)
+            for name, subscriber in subscribers.items()
+        ]
         self._filter = SafetyFilter(
             Limits.within(follower.calibration, settings.max_step, settings.max_velocity_per_s)
         )
@@ -144,8 +149,9 @@ class MotionLoop:
         except BusError as error:
             raise MotionFault(_lost(error)) from error
         tick = Tick(observation, reading, requested, self._sent, self._clock(), view.missing)
-        for subscriber in self._subscribers:
-            subscriber(tick)
+        if self._source is not None:  # the ticks of an arm that is held are nobody's
+            for subscriber in self._subscribers:
+                subscriber(tick)
         return tick
 
     def note_health(self, reading: ArmReading) -> HealthVerdict:
@@ -209,6 +215,10 @@ class MotionLoop:
         passed_s = period_s if self._last_s is None else now_s - self._last_s
         self._last_s = now_s
         return min(passed_s, MAX_DT_PERIODS * period_s)
+
+
+def _end_motion(line: str) -> NoReturn:
+    raise MotionFault(line)
 
 
 def _lost(error: BusError) -> str:

@@ -1,7 +1,8 @@
 """The control process: `python -m agent.control.process --config FILE`.
 
 The main thread is the loop. Two threads speak with the supervisor, a few carry out commands, one
-writes the journal, one reads each camera.
+writes the journal, one reads each camera. When one of them dies, its last line is a fault; when
+the loop dies, the arm holds and the process ends, to be started again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +37,7 @@ from agent.errors import AgentError, ConfigError, LinkClosed
 from agent.inference.channel import PolicyChannel
 from agent.recording.session import RecordingSession
 from host.logs import set_up_logging
+from host.threads import exit_process, guarded, spawn
 from robot_io.errors import RobotIOError
 
 log = logging.getLogger(__name__)
@@ -54,14 +57,18 @@ class ControlProcess:
         self._closing = threading.Event()
         self._outbox: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="command")
-        self._channel = PolicyChannel(config.inference_socket, config.control.realtime_priority)
+        self._channel = PolicyChannel(
+            config.inference_socket, config.control.realtime_priority, self._crashed
+        )
         self._policy = PolicySource.from_config(config, self._channel)
-        self._recording = RecordingSession(config, lambda: self._controller.pacer.missed)
+        self._recording = RecordingSession(
+            config, lambda: self._controller.pacer.missed, on_crash=self._crashed
+        )
         self._controller = ArmController(
             config,
             Arms(config, time.monotonic),
             Cameras(config),
-            (self._record, self._count),
+            {"recording": self._record, "rollout": self._count},
             self._on_event,
         )
         self._commands = Commands(config, self._controller, self._recording, self._policy)
@@ -75,14 +82,12 @@ class ControlProcess:
         self._channel.open()
         self._controller.cameras.open()
         threads = [
-            threading.Thread(target=self._listen, name="link-in", daemon=True),
-            threading.Thread(target=self._speak, name="link-out", daemon=True),
+            spawn("link-in", self._listen, self._crashed),
+            spawn("link-out", self._speak, self._crashed),
         ]
-        for thread in threads:
-            thread.start()
         _take_priority(self._config.control.realtime_priority)
         gc.freeze()  # what is loaded stays; the collector need not walk it within a tick
-        self._controller.run()
+        guarded("the control loop", self._controller.run, exit_process)()
         self._closing.set()
         self._recording.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
@@ -92,13 +97,16 @@ class ControlProcess:
             thread.join(1.0)
         self._link.close()
 
+    def _crashed(self, line: str) -> None:
+        self._controller.crashed(line)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._controller.end()
 
     # On the loop thread.
 
     def _record(self, tick: Tick) -> None:
-        if self._controller.purpose != "park":
+        if self._controller.phase.purpose != "park":
             record_tick(self._recording, tick)
 
     def _count(self, tick: Tick) -> None:
@@ -110,7 +118,8 @@ class ControlProcess:
         self._outbox.put(("status", self.status()))
         self._outbox.put(("event", {"name": name, "reason": reason}))
         if not self._closing.is_set():
-            self._workers.submit(self._commands.finish_recorded_rollout)
+            finish = self._commands.finish_recorded_rollout
+            self._workers.submit(guarded("saving the rollout", finish, self._crashed))
 
     # The link.
 
@@ -126,7 +135,7 @@ class ControlProcess:
                 self._controller.end()
                 return
             if message is not None and message["kind"] == "command":
-                self._workers.submit(self._carry_out, message)
+                self._submit(message)
             now_s = time.monotonic()
             if now_s >= beat_due_s and self._controller.beats != beats:
                 beats = self._controller.beats
@@ -147,15 +156,26 @@ class ControlProcess:
             except LinkClosed:
                 return
 
-    def _carry_out(self, message: dict[str, Any]) -> None:
-        name, number = str(message["name"]), message["id"]
+    def _submit(self, message: dict[str, Any]) -> None:
+        name, number = str(message["name"]), int(message["id"])
+
+        def died(line: str) -> None:
+            self._crashed(line)
+            self._reply(number, {"ok": False, "error": line})
+
+        work = partial(self._carry_out, name, number, message.get("arguments", {}))
+        self._workers.submit(guarded(f"command {name}", work, died))
+
+    def _carry_out(self, name: str, number: int, arguments: dict[str, Any]) -> None:
         try:
-            result = self._commands.run(name, message.get("arguments", {}))
+            result = self._commands.run(name, arguments)
         except (AgentError, RobotIOError, TimeoutError) as error:
             log.info("%s: %s", name, error)
-            reply = {"ok": False, "error": str(error) or f"{name} took too long"}
+            self._reply(number, {"ok": False, "error": str(error) or f"{name} took too long"})
         else:
-            reply = {"ok": True, "result": result}
+            self._reply(number, {"ok": True, "result": result})
+
+    def _reply(self, number: int, reply: dict[str, Any]) -> None:
         # The status first, so that whoever got the reply finds it told.
         self._outbox.put(("status", self.status()))
         self._outbox.put(("reply", {"id": number, **reply}))
@@ -172,8 +192,8 @@ class ControlProcess:
             "ready": controller.ready,
             "problems": controller.problems(),
             "phase": controller.phase.value,
-            "purpose": controller.purpose,
-            "torque": controller.energised,
+            "purpose": controller.phase.purpose,
+            "torque": controller.phase.energised,
             "rate_hz": None if rate_hz is None else round(rate_hz, 2),
             "ticks": controller.rate.ticks,
             "missed_deadlines": controller.pacer.missed,

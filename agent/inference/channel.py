@@ -24,6 +24,7 @@ from typing import Any
 
 from agent.inference.errors import BadFrame, ControlGone, InferenceGone, InferenceLate
 from agent.inference.wire import Array, FrameParser, InferenceMessage, encode_frame
+from host.threads import OnCrash, only_logged, spawn
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,9 @@ class _Peer:
 class PolicyChannel:
     """Control's end. `submit` and `replies` never wait; `request` does and is not for the loop."""
 
-    def __init__(self, path: Path, realtime_priority: int = 0) -> None:
+    def __init__(
+        self, path: Path, realtime_priority: int = 0, on_crash: OnCrash = only_logged
+    ) -> None:
         """Take the socket's path; `open` makes it.
 
         `realtime_priority` is the loop's own (SCHED_FIFO; 0: none). The I/O thread needs the same:
@@ -94,6 +97,7 @@ class PolicyChannel:
         """
         self.path = path
         self._realtime_priority = realtime_priority
+        self._on_crash = on_crash
         self._listener: socket.socket | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
@@ -117,8 +121,7 @@ class PolicyChannel:
         self.path.chmod(0o600)  # nobody can connect before listen()
         listener.listen(4)
         self._listener = listener
-        self._thread = threading.Thread(target=self._run, name="inference-io", daemon=True)
-        self._thread.start()
+        self._thread = spawn("inference-io", self._run, self._died)
 
     def close(self) -> None:
         """Close the socket and end the thread."""
@@ -282,6 +285,12 @@ class PolicyChannel:
                 InferenceMessage({"kind": "failed", "id": header["id"], "error": str(error)})
             )
 
+    def _died(self, line: str) -> None:
+        """Nobody reads or writes any more: whoever waits is told, and later requests find none."""
+        self._connected.clear()
+        self._tell_gone(line)
+        self._on_crash(line)
+
     def _drop(self, poller: select.poll, reason: str) -> None:
         if self._peer is None:
             return
@@ -290,11 +299,14 @@ class PolicyChannel:
         self._peer.connection.close()
         self._peer = None
         self._commands.clear()
+        self._tell_gone(reason)
+        log.warning("inference process disconnected: %s", reason)
+
+    def _tell_gone(self, reason: str) -> None:
         gone = InferenceMessage({"kind": GONE, "error": reason})
         self._replies.append(gone)
         for waiter in list(self._waiting.values()):
             waiter.put(gone)
-        log.warning("inference process disconnected: %s", reason)
 
 
 class InferenceEnd:

@@ -2,7 +2,7 @@
 
 The loop only puts references into the queue; JSON, JPEG and the disk are the thread's. A tick that
 finds the queue full fails the whole episode, with a reason: an episode has all its ticks, or it is
-not an episode.
+not an episode. A thread that dies fails the episode, and every later one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import queue
 import shutil
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from agent.errors import JournalError
 from agent.recording.journal import EpisodeMeta, EpisodeWriter, Sample, recover
+from host.threads import OnCrash, only_logged, spawn
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,13 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, *, min_free_mb: int, queue_ticks: int, jpeg_quality: int
+        self,
+        folder: Path,
+        *,
+        min_free_mb: int,
+        queue_ticks: int,
+        jpeg_quality: int,
+        on_crash: OnCrash = only_logged,
     ) -> None:
         self._folder = folder
         self._min_free_mb = min_free_mb
@@ -95,8 +101,10 @@ class Recorder:
         self._active: EpisodeMeta | None = None
         self._failure: str | None = None
         self._frames = 0
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._thread.start()
+        self._item: _Item | None = None  # in work
+        self._dead: str | None = None  # the thread's last line
+        self._on_crash = on_crash
+        self._thread = spawn("journal", self._run, self._died)
 
     @property
     def active(self) -> EpisodeMeta | None:
@@ -169,22 +177,44 @@ class Recorder:
     def close(self, timeout_s: float = 5.0) -> None:
         """End the thread; a running episode stays as unfinished."""
         self._active = None
+        if self._dead is not None:
+            return
         self._put(_Close(), timeout_s)
         self._thread.join(timeout_s)
 
     def _put(self, item: _Item, timeout_s: float) -> None:
+        if self._dead is not None:
+            raise JournalError(self._dead)
         try:
             self._queue.put(item, timeout=timeout_s)
         except queue.Full as error:
             raise JournalError(
                 f"the disk took nothing for {timeout_s:.0f} s; the episode is kept as unfinished"
             ) from error
+        self._refuse_waiting()
 
     # The thread.
 
+    def _died(self, line: str) -> None:
+        self._dead = line
+        self.fail(line)
+        self._refuse_waiting()
+        self._on_crash(line)
+
+    def _refuse_waiting(self) -> None:
+        """Answer whoever waits for the thread, if it is dead."""
+        if self._dead is None:
+            return
+        items = [self._item] if self._item is not None else []
+        while not self._queue.empty():
+            items.append(self._queue.get())
+        for item in items:
+            if isinstance(item, _Start | _Finish | _Discard) and not item.done.done():
+                item.done.set_exception(JournalError(self._dead))
+
     def _run(self) -> None:
         while True:
-            item = self._queue.get()
+            item = self._item = self._queue.get()
             match item:
                 case _Start(meta, done):
                     try:

@@ -12,6 +12,7 @@ from agent.errors import JournalError, Refused
 from agent.recording.journal import EpisodeMeta, Sample, recover
 from agent.recording.recorder import Picture, Recorder
 from agent.recording.tally import Tally
+from host.threads import OnCrash, only_logged
 
 
 class RecordingSession:
@@ -22,6 +23,7 @@ class RecordingSession:
         config: AgentConfig,
         missed_deadlines: Callable[[], int],
         unix_clock: Callable[[], float] = time.time,
+        on_crash: OnCrash = only_logged,
     ) -> None:
         self._config = config
         self._missed_deadlines = missed_deadlines
@@ -34,6 +36,7 @@ class RecordingSession:
             min_free_mb=config.recording.min_free_mb,
             queue_ticks=config.recording.queue_ticks,
             jpeg_quality=config.recording.jpeg_quality,
+            on_crash=on_crash,
         )
 
     @property

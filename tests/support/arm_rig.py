@@ -13,7 +13,7 @@ from agent.config import AgentConfig
 from agent.control.arm_controller import ArmController
 from agent.control.arms import Arms
 from agent.control.cameras import Cameras
-from agent.control.loop import Subscriber, Tick
+from agent.control.loop import Tick
 from agent.control.observation import Observation, SourceAction, Vector
 from robot_io.calibration import JOINTS, Calibration, JointCalibration
 from robot_io.sts3215 import REGISTERS
@@ -91,13 +91,13 @@ class ArmRig:
         self.crash_in_subscriber: Exception | None = None
         self.controller = self.make()
 
-    def make(self, *subscribers: Subscriber) -> ArmController:
+    def make(self) -> ArmController:
         """A controller, as a new process has it; its first look for the arms is its first step."""
         return ArmController(
             self.config,
             Arms(self.config, time.monotonic),
             Cameras(self.config),
-            (self._subscribe, *subscribers),
+            {"test": self._subscribe},
             lambda name, reason: self.events.append((name, reason)),
             self.clock,
         )
