@@ -7,11 +7,8 @@ Nothing here waits for anybody but the servos.
 from __future__ import annotations
 
 import logging
-import queue
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agent.config import AgentConfig
@@ -22,10 +19,12 @@ from agent.control.cameras import Cameras, View
 from agent.control.errors import FirstMoveRefused, MotionFault
 from agent.control.idle_watch import IdleWatch
 from agent.control.loop import MotionLoop, Subscriber
+from agent.control.loop_calls import LoopCalls
+from agent.control.motion_run import MotionRun
 from agent.control.observation import ActionSource
 from agent.control.pacer import Pacer, RateMeter
 from agent.control.parking import Parking
-from agent.errors import AgentError, Refused
+from agent.errors import Refused
 from agent.operations.arguments import ArmName, CalibrationStep
 from robot_io.errors import RobotIOError
 
@@ -35,26 +34,6 @@ IDLE_PERIOD_S = 0.2
 RANGE_PERIOD_S = 0.03  # while a joint's range is recorded: a person's hand turns at its ends
 RECONNECT_S = 3.0
 SHUTDOWN_PARK_S = 10.0
-RELEASE_RETRIES = 4  # a servo that is asked to let go is asked again before it counts as mute
-RELEASE_BUDGET_S = 0.3
-ENDING = "the control process is ending"
-
-
-@dataclass
-class MotionRun:
-    """One motion, from torque-on until the arm is released or held. Others wait on its futures.
-
-    Attributes:
-        in_step: the source has the arm wholly; or FirstMoveRefused, or Refused with why it ended.
-        parked: the arm is released; or Refused with why it is not.
-        refusal: why the source was not let in.
-        fault: what ended it.
-    """
-
-    in_step: Future[None] = field(default_factory=Future)
-    parked: Future[None] = field(default_factory=Future)
-    refusal: str | None = None
-    fault: str | None = None
 
 
 class ArmController:
@@ -83,7 +62,7 @@ class ArmController:
         self._subscribers = subscribers
         self._on_event = on_event
         self._clock = clock
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._calls = LoopCalls()
         self._watch = IdleWatch(arms)
         self._crashes: list[str] = []
         self._reconnect_s = 0.0
@@ -114,24 +93,17 @@ class ArmController:
 
         Raises TimeoutError, and then it is not run any more; Refused when the process is ending.
         """
-        future: Future[T] = Future()
-        self._calls.put((function, future))
-        if self.phase is ArmPhase.ENDED and future.cancel():
-            raise Refused(ENDING)
-        try:
-            return future.result(timeout_s)
-        finally:
-            future.cancel()
+        return self._calls.ask(function, timeout_s)
 
     def end(self) -> None:
         """Park if energised, release, then let `run` return. May be called in a signal handler."""
-        self._calls.put((self._end, Future()))
+        self._calls.leave(self._end)
 
     def crashed(self, line: str) -> None:
         """A thread of this process died: keep its line for the status; an arm that moves holds."""
         if line not in self._crashes:
             self._crashes.append(line)
-        self._calls.put((lambda: self._happened(Event.CRASH, line), Future()))
+        self._calls.leave(lambda: self._happened(Event.CRASH, line))
 
     @property
     def ready(self) -> bool:
@@ -158,11 +130,8 @@ class ArmController:
             if self.phase.energised:
                 self.pacer.wait()
             else:
-                self._run_calls(RANGE_PERIOD_S if self.calibration.recording else IDLE_PERIOD_S)
-        while not self._calls.empty():
-            _, future = self._calls.get()
-            if future.set_running_or_notify_cancel():
-                future.set_exception(Refused(ENDING))
+                self._calls.run(RANGE_PERIOD_S if self.calibration.recording else IDLE_PERIOD_S)
+        self._calls.close()
         self.calibration.abandon()
         self.arms.close()
         self.cameras.close()
@@ -170,7 +139,7 @@ class ArmController:
     def step(self) -> None:
         """One pass of the loop: what was asked for, then one tick. Waits for the servos alone."""
         self.beats += 1
-        self._run_calls(None)
+        self._calls.run(None)
         if self.phase.energised:
             self._motion_tick()
         elif self.phase is not ArmPhase.ENDED:
@@ -282,18 +251,9 @@ class ArmController:
 
     def _settle(self) -> None:
         """Tell those who wait for the run, after whoever hears of events."""
-        run = self.last_run
-        if run is None:
-            return
-        if self.phase in (ArmPhase.TELEOP, ArmPhase.ROLLOUT):
-            if self.motion is not None and self.motion.in_step:
-                _resolve(run.in_step)
-            return
-        _resolve(run.in_step, Refused(run.fault or "the motion was ended"))
-        if self.phase.released:
-            _resolve(run.parked)
-        elif not self.phase.moving:
-            _resolve(run.parked, Refused(f"the arm was not parked: {run.fault or 'it is held'}"))
+        if self.last_run is not None:
+            in_step = self.motion is not None and self.motion.in_step
+            self.last_run.settle(self.phase, in_step=in_step)
 
     # Ticks.
 
@@ -305,9 +265,7 @@ class ArmController:
             self.motion.tick()
         except FirstMoveRefused as error:
             log.warning("refused: %s", error)
-            run = self._present_run()
-            run.refusal = str(error)
-            _resolve(run.in_step, error)
+            self._present_run().refuse(error)
             self._handle(Event.FIRST_MOVE_REFUSED)
         except MotionFault as error:
             self._fault(str(error))
@@ -366,28 +324,6 @@ class ArmController:
             )
         return self.motion
 
-    def _run_calls(self, timeout_s: float | None) -> None:
-        """Run what other threads asked for; wait up to `timeout_s` for the first."""
-        wait_s = timeout_s
-        while True:
-            try:
-                if wait_s is None:
-                    function, future = self._calls.get_nowait()
-                else:
-                    function, future = self._calls.get(timeout=wait_s)
-            except queue.Empty:
-                return
-            wait_s = None
-            if not future.set_running_or_notify_cancel():
-                continue  # whoever asked waits no more
-            try:
-                future.set_result(function())
-            except (AgentError, RobotIOError) as error:
-                future.set_exception(error)
-            except Exception as error:
-                future.set_exception(error)
-                raise  # it may have been left half done: the arm holds, and the process ends
-
     # Effects. Each answers with an event, or None.
 
     def _connect(self) -> Event | None:
@@ -442,7 +378,7 @@ class ArmController:
 
     def _release(self) -> Event:
         self._hold()
-        failures = self._take_torque_off()
+        failures = self.arms.release_follower()
         if failures:
             names = ", ".join(failures)
             self._reason = f"follower: {names} may be energised still; reset tries again"
@@ -451,14 +387,8 @@ class ArmController:
         return Event.RELEASED
 
     def _let_go(self) -> None:
-        for joint, error in self._take_torque_off().items():
+        for joint, error in self.arms.release_follower().items():
             log.error("%s may be energised still: %s", joint, error)
-
-    def _take_torque_off(self) -> dict[str, Any]:
-        if self.arms.follower is None:
-            return {}
-        with self.arms.follower.bus.patient(RELEASE_RETRIES, RELEASE_BUDGET_S):
-            return dict(self.arms.follower.release())
 
     def _announce_fault(self) -> None:
         log.error("fault: %s", self._reason)
@@ -468,14 +398,4 @@ class ArmController:
 
     def _announce_released(self) -> None:
         self._on_event("released", None)
-        _resolve(self._present_run().parked)
-
-
-def _resolve(future: Future[None], error: Exception | None = None) -> None:
-    """Once; what comes later changes nothing."""
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+        self._present_run().released()

@@ -9,12 +9,14 @@ from agent.config import AgentConfig
 from agent.operations.arguments import ArmName
 from robot_io.arm import Calibration, Follower, Leader
 from robot_io.bus import ServoBus
-from robot_io.errors import NotCalibrated, RobotIOError, Unplugged
+from robot_io.errors import BusError, NotCalibrated, RobotIOError, Unplugged
 
 log = logging.getLogger(__name__)
 
 # Of a tick's period: an answer that takes longer is a missed read, and the next tick asks again.
 REPLY_TIMEOUT_PERIODS = 0.9
+RELEASE_RETRIES = 4  # a servo that is asked to let go is asked again before it counts as mute
+RELEASE_BUDGET_S = 0.3
 
 
 class Arms:
@@ -62,6 +64,13 @@ class Arms:
             self.leader.close()
             self.leader = None
         self._note(arm, line)
+
+    def release_follower(self) -> dict[str, BusError]:
+        """Take the torque off every servo that can be reached; the joints that may keep it."""
+        if self.follower is None:
+            return {}
+        with self.follower.bus.patient(RELEASE_RETRIES, RELEASE_BUDGET_S):
+            return self.follower.release()
 
     def close(self) -> None:
         """Close both ports; torque stays as it is."""

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import AgentConfig
-from agent.control.arm_controller import ArmController, MotionRun
+from agent.control.arm_controller import ArmController
 from agent.control.arm_phases import ArmPhase
 from agent.control.errors import FirstMoveRefused
+from agent.control.motion_run import MotionRun
 from agent.control.policy_source import PolicySource
 from agent.control.sources import LeaderSource
 from agent.errors import Refused
