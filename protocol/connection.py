@@ -27,6 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from host.threads import guarded, spawn
 from protocol.bundle import Endpoint
 from protocol.messages import Envelope, Message
 
@@ -121,8 +122,7 @@ class Connection:
 
     def start(self) -> None:
         """Begin connecting; returns at once."""
-        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
-        self._thread.start()
+        self._thread = spawn("mqtt", self._run, self._died)
 
     def stop(self, timeout_s: float = 3.0) -> None:
         """Say goodbye in a way that the broker sends the will, and end the thread."""
@@ -235,10 +235,11 @@ class Connection:
         )
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.tls_set_context(context)
-        client.on_connect = self._accepted
-        client.on_disconnect = self._lost
-        client.on_message = self._received
-        client.on_publish = self._published
+        # An exception would end paho's thread, and with it the connection, without a word.
+        client.on_connect = guarded("mqtt's on_connect", self._accepted, self._give_up)
+        client.on_disconnect = guarded("mqtt's on_disconnect", self._lost, self._give_up)
+        client.on_message = guarded("mqtt's on_message", self._received, self._died)
+        client.on_publish = guarded("mqtt's on_publish", self._published, self._died)
         self._settled.clear()
         self._ended.clear()
         self._accepted_once = False
@@ -316,6 +317,16 @@ class Connection:
         if reason.is_failure:
             self._refused_publishes += 1
             log.warning("the broker refused a publish of %s: %s", self._identity, reason)
+
+    def _died(self, line: str) -> None:
+        """What was in work is lost (a message, or the thread); the status says so."""
+        self.error = line
+
+    def _give_up(self, line: str) -> None:
+        """End this attempt; another one follows."""
+        self._failure = line
+        self._ended.set()
+        self._settled.set()
 
     def _report(self, line: str) -> None:
         if line != self.error:

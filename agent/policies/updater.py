@@ -35,6 +35,7 @@ from agent.policies.folder import (
 from agent.policies.qualification import qualify
 from agent.policies.store import PolicyStore
 from host.files import stamp_of, sync_folder, write_durable
+from host.threads import spawn
 from protocol.bundle import Bundle
 from protocol.errors import BadManifest
 from protocol.manifest import (
@@ -227,7 +228,6 @@ class PolicyUpdater:
         self._stopping = threading.Event()
         self._wanted: ReleaseNotice | None = None
         self._outcomes: list[ReleaseOutcome] = []
-        self._thread = threading.Thread(target=self._run, name="releases", daemon=True)
         self.state: State = "idle"
         self.version: int | None = None
         self.error: str | None = None
@@ -235,7 +235,7 @@ class PolicyUpdater:
     def start(self) -> None:
         """Begin waiting for notices."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._thread.start()
+        spawn("releases", self._run, self._died)
 
     def stop(self) -> None:
         """Stop after the present chunk; a trial that runs is given up."""
@@ -253,6 +253,10 @@ class PolicyUpdater:
         with self._lock:
             outcomes, self._outcomes = self._outcomes, []
         return outcomes
+
+    def _died(self, line: str) -> None:
+        self.state, self.error = "refused", line
+        self._wake()
 
     def _run(self) -> None:
         backoff_s = FIRST_BACKOFF_S

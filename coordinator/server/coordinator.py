@@ -13,7 +13,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -45,6 +45,7 @@ from coordinator.server.control_plane import CLOSED_WINDOW_LIFETIME_S, FleetLink
 from coordinator.server.https import HttpsServer, make_app
 from coordinator.server.state_file import load_state, save_state
 from coordinator.server.status import make_snapshot
+from host.threads import guarded
 from protocol.messages import (
     COMMANDS,
     AgentEvent,
@@ -110,7 +111,8 @@ class Coordinator:
     def run(self, stopping: threading.Event) -> None:
         """Serve until `stopping`. Raises CoordinatorError when a port is not to be had."""
         app = make_app(self._repository, lambda: self._snapshot, self._command)
-        server = HttpsServer(self._layout, self._config.host, self._config.ports.https, app)
+        host, port = self._config.host, self._config.ports.https
+        server = HttpsServer(self._layout, host, port, app, self._crashed)
         server.start()
         self._driver.prepare()
         self._link.start()
@@ -202,12 +204,14 @@ class Coordinator:
         **named: P.kwargs,
     ) -> None:
         """Start work on another thread. What it did not expect ends the coordinator, loudly."""
+        what = work.__name__.strip("_")
+        thread.submit(guarded(what, work, self._crashed), *arguments, **named)
 
-        def over(future: Future[None]) -> None:
-            if not future.cancelled() and future.exception() is not None:
-                self._post(lambda: future.result() or [])
+    def _crashed(self, line: str) -> None:
+        def end() -> list[Action]:
+            raise CoordinatorError(line)
 
-        thread.submit(work, *arguments, **named).add_done_callback(over)
+        self._post(end)
 
     def _post(self, call: Callable[[], list[Action]]) -> None:
         self._calls.put(call)

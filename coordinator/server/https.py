@@ -27,6 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from coordinator.errors import CoordinatorError
 from coordinator.identity.layout import Layout
 from coordinator.releases import ReleaseRepository
+from host.threads import OnCrash, spawn
 from protocol.topics import COORDINATOR_IDENTITY
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def _operator_only(request: Request) -> Response | None:
 class HttpsServer:
     """uvicorn on its own thread."""
 
-    def __init__(self, layout: Layout, host: str, port: int, app: Any) -> None:
+    def __init__(self, layout: Layout, host: str, port: int, app: Any, on_crash: OnCrash) -> None:
         self._address = (host, port)
         self._socket: socket.socket | None = None
         self._server = uvicorn.Server(
@@ -120,7 +121,8 @@ class HttpsServer:
                 ssl_cert_reqs=ssl.CERT_REQUIRED,
             )
         )
-        self._thread = threading.Thread(target=self._run, name="https", daemon=True)
+        self._on_crash = on_crash
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Bind, then serve. Raises CoordinatorError when the port is not to be had."""
@@ -138,12 +140,12 @@ class HttpsServer:
                 f"HTTPS port {host}:{port}: {error.strerror}; change ports.https or stop the other"
             ) from error
         self._socket = listener
-        self._thread.start()
+        self._thread = spawn("https", self._run, self._on_crash)
 
     def stop(self) -> None:
         """Stop serving; at most a few seconds."""
         self._server.should_exit = True
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(5.0)
         if self._socket is not None:
             self._socket.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fake_servos import IDS, FakeServos
@@ -70,16 +72,17 @@ def calibrated(servos: FakeServos, path: Path) -> Calibration:
 class ArmRig:
     """`step` is one pass of the controller's loop, one period later."""
 
-    def __init__(self, folder: Path, *, leader: bool = True, **control: float) -> None:
+    def __init__(
+        self, folder: Path, *, leader: bool = True, table: dict[str, Any] | None = None
+    ) -> None:
         self.clock = Clock()
         self.follower = FakeServos()
         self.leader = FakeServos() if leader else None
-        table: dict[str, object] = {
+        table = {
             "robot": {"port": self.follower.port},
-            "control": {"fps": 1.0 / PERIOD_S, "realtime_priority": 0, "max_missed_reads": 2}
-            | control,
+            "control": {"fps": 1.0 / PERIOD_S, "realtime_priority": 0, "max_missed_reads": 2},
             "paths": {"state_dir": str(folder)},
-        }
+        } | (table or {})
         if self.leader is not None:
             table["teleop"] = {"port": self.leader.port}
         self.config = AgentConfig.model_validate(table)
@@ -91,16 +94,19 @@ class ArmRig:
         self.crash_in_subscriber: Exception | None = None
         self.controller = self.make()
 
-    def make(self) -> ArmController:
+    def make(self, clock: Callable[[], float] | None = None) -> ArmController:
         """A controller, as a new process has it; its first look for the arms is its first step."""
         return ArmController(
             self.config,
             Arms(self.config, time.monotonic),
             Cameras(self.config),
             {"test": self._subscribe},
-            lambda name, reason: self.events.append((name, reason)),
-            self.clock,
+            self.on_event,
+            clock or self.clock,
         )
+
+    def on_event(self, name: str, reason: str | None) -> None:
+        self.events.append((name, reason))
 
     def _subscribe(self, tick: Tick) -> None:
         if self.crash_in_subscriber is not None:

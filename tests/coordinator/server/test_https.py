@@ -39,7 +39,7 @@ class Site:
         self.repository = ReleaseRepository(self.layout.releases)
         self.commands: list[tuple[str, str]] = []
         app = make_app(self.repository, lambda: b'{"round": 3}', self.command)
-        self.server = HttpsServer(self.layout, "127.0.0.1", self.port, app)
+        self.server = HttpsServer(self.layout, "127.0.0.1", self.port, app, pytest.fail)
 
     def command(self, agent_id: str, word: str) -> str | None:
         self.commands.append((agent_id, word))
@@ -128,7 +128,7 @@ def test_a_range_is_served(site: Site) -> None:
 def test_a_port_that_is_taken_is_one_clear_line(site: Site) -> None:
     app = make_app(site.repository, lambda: b"{}", site.command)
     with pytest.raises(CoordinatorError, match=r"HTTPS port 127\.0\.0\.1.*change ports\.https"):
-        HttpsServer(site.layout, "127.0.0.1", site.port, app).start()
+        HttpsServer(site.layout, "127.0.0.1", site.port, app, pytest.fail).start()
 
 
 def test_what_a_killed_coordinator_left_half_done_is_swept_and_what_was_announced_stays(
