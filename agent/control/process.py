@@ -98,7 +98,9 @@ class ControlProcess:
         self._link.close()
 
     def _crashed(self, line: str) -> None:
+        """The last word of a thread. Told at once: it may be the one that tells the status."""
         self._controller.crashed(line)
+        self._outbox.put(("status", self.status()))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._controller.end()

@@ -203,3 +203,20 @@ def test_the_socket_is_the_owners_alone_and_goes_with_the_channel(tmp_path: Path
     assert len(os.listdir("/proc/self/fd")) < descriptors
     with pytest.raises(ControlGone, match="control does not listen"):
         InferenceEnd(path)
+
+
+def test_a_channel_whose_thread_dies_says_gone_to_whoever_waits(
+    channel: PolicyChannel, far: InferenceEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> None:
+        raise TypeError("a bug")
+
+    lines: list[str] = []
+    monkeypatch.setattr(channel, "_on_crash", lines.append)
+    monkeypatch.setattr(channel, "_send", bug)
+    with pytest.raises(InferenceGone, match="ended during 'load'"):
+        channel.request({"kind": "load"}, timeout_s=5.0)
+    until(lambda: bool(lines))
+    assert lines == ["thread inference-io died: TypeError: a bug"]
+    assert not channel.connected
+    assert [frame.kind for frame in channel.replies()] == [GONE]

@@ -478,3 +478,18 @@ def test_nobody_listens_is_an_interruption(site: Site) -> None:
     site.bundle = load_bundle(site.folder)
     with pytest.raises(DownloadInterrupted, match="cannot be read"):
         site.fetch()
+
+
+def test_a_worker_that_dies_says_so_in_its_error(
+    site: Site, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(updater, "qualify", bug)
+    watched.worker.offer(site.notice)
+    deadline = time.monotonic() + 10.0
+    while watched.worker.state != "refused":
+        assert time.monotonic() < deadline, watched.worker.state
+        time.sleep(0.02)
+    assert watched.worker.error == "thread releases died: TypeError: a bug"

@@ -146,3 +146,26 @@ def test_closing_keeps_the_running_episode_as_unfinished(tmp_path: Path) -> None
     recorder.append(sample(0), {"overhead": picture(0)})
     recorder.close()
     assert [path.name for path in (tmp_path / "unfinished").iterdir()] == ["e.mcap.part"]
+
+
+def test_a_writer_that_dies_fails_its_episode_and_every_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> None:
+        raise TypeError("a bug")
+
+    lines: list[str] = []
+    monkeypatch.setattr("agent.recording.journal.EpisodeWriter.append", bug)
+    recorder = Recorder(
+        tmp_path, min_free_mb=0, queue_ticks=10, jpeg_quality=90, on_crash=lines.append
+    )
+    recorder.start(META)
+    for tick in range(3):
+        recorder.append(sample(tick), {"overhead": picture(tick)})
+    line = "thread journal died: TypeError: a bug"
+    with pytest.raises(JournalError, match=line):
+        recorder.finish(0, timeout_s=5.0)
+    assert lines == [line]
+    with pytest.raises(JournalError, match=line):
+        recorder.start(META, timeout_s=5.0)
+    recorder.close()
