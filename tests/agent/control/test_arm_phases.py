@@ -24,6 +24,51 @@ PAIRS = list(itertools.product(ArmPhase, Event))
 STOPS = (E.ESTOP, E.ESTOP_RELEASE)
 SOURCES = (P.TELEOP, P.ROLLOUT)
 
+# What follows, for all of them: a phase, by its first letters; `.` nothing, `no` refused; `=` it
+# stays, `=*` it stays and something is done.
+MATRIX = """\
+                   clos lost rese idle halt tele roll park hold stop endi ende
+teleop             no   no   no   tele no   no   no   no   no   no   no   no
+rollout            no   no   no   roll no   no   no   no   no   no   no   no
+park               no   no   no   park no   park park =    park no   =    no
+calibrate          =    no   no   =    no   no   no   no   no   no   no   no
+estop              lost =    lost halt =    stop stop stop stop =*   ende .
+estop_release      lost =    lost halt =    stop stop stop stop =*   ende .
+reset              rese rese .    =*   idle park park =*   =*   hold .    .
+end                ende ende ende ende ende endi endi endi endi ende .    .
+end_unparked       .    .    .    .    .    .    .    .    ende .    .    .
+look               =*   .    .    =*   .    .    .    .    .    .    .    .
+found              idle .    idle .    .    .    .    .    .    .    .    .
+found_energised    hold .    hold .    .    .    .    .    .    .    .    .
+not_found          .    .    clos .    .    .    .    .    .    .    .    .
+taken              .    .    .    clos .    .    .    .    .    .    .    .
+first_move_refused .    .    .    .    .    park park .    .    .    .    .
+overdue            .    .    .    .    .    park park .    .    .    ende .
+parked             .    .    .    .    .    .    .    =*   .    .    =*   .
+released           .    .    .    .    .    .    .    idle .    halt ende .
+release_failed     .    .    .    .    .    .    .    hold .    =*   ende .
+fault              .    .    .    .    .    hold hold hold .    .    ende .
+port_lost          .    .    .    lost lost lost lost lost lost lost ende .
+crash              .    .    .    .    .    hold hold hold .    .    .    .
+"""
+
+
+def test_every_pair_is_what_the_matrix_says() -> None:
+    header, *lines = MATRIX.splitlines()
+    phases = list(ArmPhase)
+    assert header.split() == [phase.value[:4] for phase in phases]
+    rows = {Event(event): words for event, *words in map(str.split, lines)}
+    assert list(rows) == list(Event)
+    for phase, event in PAIRS:
+        word = rows[event][phases.index(phase)]
+        transition = TRANSITIONS.get((phase, event))
+        if transition is None:
+            assert word == ("no" if event in COMMANDS else "."), (phase, event)
+        elif transition.phase is phase:
+            assert word == ("=*" if transition.effects else "="), (phase, event)
+        else:
+            assert word == transition.phase.value[:4], (phase, event)
+
 
 @pytest.mark.parametrize(("phase", "event"), PAIRS)
 def test_every_pair_is_decided(phase: ArmPhase, event: Event) -> None:
