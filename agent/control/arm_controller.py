@@ -288,8 +288,7 @@ class ArmController:
         now_s = self._clock()
         self.view = self.cameras.look()
         self.calibration.observe()
-        look_again = bool(self.arms.problems) and self.calibration.busy is None
-        if look_again and now_s >= self._reconnect_s:
+        if self.arms.problems and self.calibration.busy is None and now_s >= self._reconnect_s:
             self._handle(Event.LOOK)
         self._adopt()
         if self.phase.energised:

@@ -12,6 +12,8 @@ from enum import StrEnum
 
 from agent.errors import Refused
 
+ENDING = "the control process is ending"
+
 
 class ArmPhase(StrEnum):
     """What the arm is doing. Torque is on in the energised ones, and in no other."""
@@ -207,7 +209,7 @@ def next_phase(phase: ArmPhase, event: Event) -> Transition:
 
 def _why_not(phase: ArmPhase, event: Event) -> str:
     if phase in (_P.ENDING, _P.ENDED):
-        return "the control process is ending"
+        return ENDING
     if event is _E.CALIBRATE and phase.energised:
         return "the arm is energised; park it first"
     if phase.moving:

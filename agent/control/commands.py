@@ -95,12 +95,13 @@ class Commands:
             raise Refused("an episode is already being recorded; finish or discard it first")
         controller.call(controller.require_ready)
         self._require_view()
-        if controller.phase is ArmPhase.IDLE:
+        phase, run = controller.call(lambda: (controller.phase, controller.last_run))
+        if phase is ArmPhase.IDLE:
             self.teleop_start()
-        elif controller.phase is not ArmPhase.TELEOP or controller.last_run is None:
-            raise Refused(f"recording needs teleoperation; the arm is {_doing(controller.phase)}")
+        elif phase is not ArmPhase.TELEOP or run is None:
+            raise Refused(f"recording needs teleoperation; the arm is {_doing(phase)}")
         else:
-            _wait_in_step(controller.last_run)
+            _wait_in_step(run)
         return {"episode_id": self._recording.start(task, self._calibration_digest())}
 
     def record_finish(self) -> dict[str, Any]:

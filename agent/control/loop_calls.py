@@ -7,10 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from agent.control.arm_phases import ENDING
 from agent.errors import AgentError, Refused
 from robot_io.errors import RobotIOError
-
-ENDING = "the control process is ending"
 
 
 class LoopCalls:

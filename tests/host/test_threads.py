@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,19 @@ def test_what_the_callback_raises_goes_to_the_caller() -> None:
 
     with pytest.raises(RuntimeError, match="subscriber died: ValueError: odd"):
         guarded("subscriber", work, stop)()
+
+
+def test_every_thread_of_the_product_is_started_by_the_rule() -> None:
+    root = Path(__file__).parents[2]
+    rule, twin = root / "host" / "threads.py", root / "robot_io" / "twin"
+    found = []
+    for package in ("agent", "coordinator", "host", "policy", "protocol", "robot_io"):
+        for path in (root / package).rglob("*.py"):
+            if path == rule or twin in path.parents:
+                continue
+            if "threading.Thread(" in path.read_text():
+                found.append(str(path))
+    assert found == []
 
 
 def test_a_process_that_is_of_no_use_without_the_thread_ends() -> None:
