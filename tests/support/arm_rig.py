@@ -13,14 +13,16 @@ from fake_servos import IDS, FakeServos
 
 from agent.config import AgentConfig
 from agent.control.arm_controller import ArmController
-from agent.control.arms import Arms
+from agent.control.arms import ArmName, Arms
 from agent.control.cameras import Cameras
 from agent.control.loop import Tick
 from agent.control.observation import Observation, SourceAction, Vector
+from robot_io.bus import ServoBus
 from robot_io.calibration import JOINTS, Calibration, JointCalibration
 from robot_io.sts3215 import REGISTERS
 
-PERIOD_S = 0.1  # slow, so that a servo may take its time on a machine that is busy
+PERIOD_S = 0.1
+REPLY_TIMEOUT_S = 0.2  # a fake servo is a thread on a machine that may be busy
 LOW, HIGH = 1000, 3000
 GOAL = REGISTERS["Goal_Position"].address
 ENERGISED = [True] * 6
@@ -69,6 +71,14 @@ def calibrated(servos: FakeServos, path: Path) -> Calibration:
     return calibration
 
 
+class PatientArms(Arms):
+    """The arms, with servos that may take their time."""
+
+    def bus(self, arm: ArmName) -> ServoBus:
+        port = super().bus(arm).port
+        return ServoBus(port, reply_timeout_s=REPLY_TIMEOUT_S, retries=0)
+
+
 class ArmRig:
     """`step` is one pass of the controller's loop, one period later."""
 
@@ -98,7 +108,7 @@ class ArmRig:
         """A controller, as a new process has it; its first look for the arms is its first step."""
         return ArmController(
             self.config,
-            Arms(self.config, time.monotonic),
+            PatientArms(self.config, time.monotonic),
             Cameras(self.config),
             {"test": self._subscribe},
             self.on_event,

@@ -490,6 +490,7 @@ def test_an_end_waits_ten_seconds_for_the_park_pose_and_no_longer(rig: ArmRig) -
     rig.step()
     rig.controller._parking.over = lambda now_s: False  # type: ignore[method-assign, union-attr]
     rig.step(dt_s=9.8)
+    rig.controller.end()  # asking again gives it no more time
     assert rig.controller.phase is ArmPhase.ENDING
     rig.step(dt_s=0.3)
     assert rig.controller.phase is ArmPhase.ENDED

@@ -116,6 +116,14 @@ def test_a_first_goal_too_far_away_is_never_sent(loop: Loop) -> None:
     assert loop.goals == before
 
 
+def test_each_source_is_looked_at_anew(loop: Loop) -> None:
+    loop.motion.hand_over(Script(loop.here()))
+    loop.tick(3)
+    loop.motion.hand_over(Script(loop.here() + 31))
+    with pytest.raises(FirstMoveRefused):
+        loop.tick()
+
+
 def test_the_gripper_may_be_handed_over_at_any_opening(loop: Loop) -> None:
     loop.motion.hand_over(Script(loop.here() + np.array([0, 0, 0, 0, 0, 45], np.float32)))
     loop.tick()
@@ -186,9 +194,11 @@ def test_an_arm_that_is_held_is_not_at_fault_again_for_its_health(loop: Loop) ->
     loop.follower.set(2, "Present_Temperature", 80)
     loop.tick(5)
     assert loop.motion.warnings == ("follower shoulder_lift: 80 degC, let it cool down",)
+    loop.motion.engage()
     loop.motion.hand_over(Script(loop.here()))
+    loop.tick(2)  # a new motion has its three ticks
     with pytest.raises(MotionFault, match="shoulder_lift: 80 degC"):
-        loop.tick(3)
+        loop.tick()
 
 
 def test_an_arm_that_is_energised_already_keeps_its_torque_while_its_goal_comes_home(
@@ -203,6 +213,21 @@ def test_an_arm_that_is_energised_already_keeps_its_torque_while_its_goal_comes_
     loop.motion.follower.read()
     assert loop.goals == loop.positions
     assert off == []
+
+
+def test_an_arm_that_was_moved_by_hand_is_not_pulled_back_to_its_last_goal(loop: Loop) -> None:
+    source = Script(loop.here())
+    loop.motion.hand_over(source)
+    loop.tick(4)
+    loop.motion.hand_over(None)
+    loop.motion.follower.release()
+    loop.follower.set(1, "Present_Position", 2400)
+    loop.motion.engage()
+    loop.motion.hand_over(Script(loop.here()))
+    for _ in range(3):
+        loop.tick()
+        loop.motion.follower.read()
+        assert loop.goals == loop.positions
 
 
 def test_a_stop_brings_the_goal_back_to_where_the_arm_is(loop: Loop) -> None:
