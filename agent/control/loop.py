@@ -80,6 +80,7 @@ class MotionLoop:
         self._missed_in_a_row = 0
         self._unhealthy_ticks = 0
         self.missed_reads = 0
+        self.in_step = False  # the source has the arm wholly: a goal of its own was sent
         self.reading: ArmReading | None = None
         self.warnings: tuple[str, ...] = ()
 
@@ -87,11 +88,6 @@ class MotionLoop:
     def source(self) -> ActionSource | None:
         """Who is in command; None: the pose is held."""
         return self._source
-
-    @property
-    def in_step(self) -> bool:
-        """True once the source has the arm wholly: its first goal came and the ramp is over."""
-        return self._ramp is not None and not self._ramp.active(self._clock())
 
     def engage(self) -> None:
         """Energise the arm where it stands, if it is not; hold there.
@@ -120,6 +116,7 @@ class MotionLoop:
         self._begun = False
         self._guarded = guarded
         self._ramp = None
+        self.in_step = False
         self._guard.reset()
 
     def stop_here(self) -> None:
@@ -148,6 +145,7 @@ class MotionLoop:
             self._sent = self.follower.write_goal(sent)
         except BusError as error:
             raise MotionFault(_lost(error)) from error
+        self.in_step = self._ramp is not None and not self._ramp.active(now_s)
         tick = Tick(observation, reading, requested, self._sent, self._clock(), view.missing)
         if self._source is not None:  # the ticks of an arm that is held are nobody's
             for subscriber in self._subscribers:

@@ -107,6 +107,17 @@ def test_the_handover_is_slow_for_a_distant_goal_and_short_for_a_near_one(loop: 
     assert loop.motion.in_step
 
 
+def test_a_source_does_not_come_into_step_while_the_arm_does_not_answer(loop: Loop) -> None:
+    loop.motion.hand_over(Script(loop.here()))
+    loop.tick()
+    loop.follower.mute = {4}
+    assert loop.tick(dt_s=5.0) is None
+    assert not loop.motion.in_step
+    loop.follower.mute = set()
+    loop.tick()
+    assert loop.motion.in_step
+
+
 def test_a_first_goal_too_far_away_is_never_sent(loop: Loop) -> None:
     before = loop.goals
     loop.motion.hand_over(Script(loop.here() + 31))
