@@ -134,11 +134,12 @@ def test_a_bug_in_a_command_is_its_reply_and_a_fault_that_holds(control: Control
     assert control.end() == 0
 
 
-def test_a_command_without_its_arguments_is_answered(control: Control) -> None:
+def test_a_command_with_wrong_arguments_is_refused_and_no_bug(control: Control) -> None:
     control.start("journal")
     control.ready()
-    reply = control.ask(1, "park")
-    assert not reply["ok"] and reply["error"].startswith("command park died: TypeError: ")
+    reply = control.ask(1, "park", energise=False, bogus=1)
+    assert not reply["ok"] and "bogus" in reply["error"]
+    assert control.status["problems"] == []
     assert control.end() == 0
 
 
