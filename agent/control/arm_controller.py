@@ -152,10 +152,7 @@ class ArmController:
         *,
         seconds: float | None = None,
     ) -> MotionRun:
-        """Energise the arm and give command to `source`; park after `seconds`.
-
-        Raises Refused with one line.
-        """
+        """Energise the arm and give command to `source`; park after `seconds`. Raises Refused."""
         self._require_free()
         self._source = source
         self._handle(Event(purpose))

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 from flwr.app import Message, MessageType, Metadata, RecordDict
@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 
 from coordinator.federation.errors import SuperLinkRefused, SuperLinkUnreachable, unreachable
 from coordinator.federation.orders import canonical_key
+from host.threads import only_logged, spawn
 
 RETRY_FOR_S = 20.0  # a SuperLink restarted within this loses nothing
 PROBE_S = 5.0
@@ -98,11 +99,8 @@ class GridFleet:
                 yield NodeReply(key, None, "the SuperLink did not take the message", 0.0)
                 continue
             waiting.add(key)
-            threading.Thread(
-                target=self._await_reply,
-                args=(key, message_id, started_s, deadline_s, arrived),
-                daemon=True,
-            ).start()
+            wait = partial(self._await_reply, key, message_id, started_s, deadline_s, arrived)
+            spawn(f"reply-{key[:8]}", wait, partial(_answer_crash, arrived, key))
         while waiting:
             try:
                 answer = arrived.get(timeout=max(0.0, deadline_s - time.monotonic()))
@@ -159,7 +157,7 @@ class GridFleet:
             except BaseException as error:  # noqa: BLE001  handed to the one who waits
                 future.set_exception(error)
 
-        threading.Thread(target=work, daemon=True).start()
+        spawn("superlink-call", work, only_logged)  # the future tells
         try:
             error = future.exception(timeout=limit_s)
         except TimeoutError:
@@ -182,3 +180,7 @@ class GridFleet:
         """Is the run of no more use? What tells of it is no Exception, in Flower's 403."""
         if isinstance(error, httpx.HTTPError) or not isinstance(error, Exception):
             self.lost = True
+
+
+def _answer_crash(arrived: queue.SimpleQueue[NodeReply], key: str, line: str) -> None:
+    arrived.put(NodeReply(key, None, line, 0.0))

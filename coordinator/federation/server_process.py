@@ -16,7 +16,6 @@ import os
 import queue
 import socket
 import sys
-import threading
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -37,6 +36,7 @@ from coordinator.federation.server_jobs import (
 )
 from host.files import write_durable
 from host.logs import set_up_logging
+from host.threads import exit_process, spawn
 
 LINE_CUT = 3
 RUN_LOST = 4
@@ -53,7 +53,7 @@ class _Desk:
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._under_way: Job | None = None
         self.begun = False
-        threading.Thread(target=self._listen, daemon=True).start()
+        spawn("jobs", self._listen, exit_process)
 
     def _listen(self) -> None:
         with self._line.makefile("rb") as lines:
