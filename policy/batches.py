@@ -170,7 +170,7 @@ class VectorBatches:
         scaled = preprocess(raw)
         self._inputs = {name: scaled[name] for name in spec.vectors if name != ACTION}
         self._actions = scaled[ACTION]
-        self._last = torch.from_numpy(_last_frames(frames.episode))
+        self._last = torch.from_numpy(last_frames(frames.episode))
         self._offsets = torch.arange(spec.chunk_size)
         self._batch_size = min(spec.batch_size, len(frames.episode))
         self._rows = _Shuffled(len(frames.episode), self._batch_size, seed)
@@ -261,7 +261,7 @@ class _Shuffled:
         return taken
 
 
-def _last_frames(episode: Array) -> Array:
+def last_frames(episode: Array) -> Array:
     """For each frame, the row of its episode's last frame; int64 [N]."""
     ends = np.flatnonzero(np.append(episode[1:] != episode[:-1], True))
     lengths = np.diff(np.append(-1, ends))

@@ -25,6 +25,7 @@ class HeldOut:
     loss: float  # mean absolute error in normalised units, as in training
     action_mae: float  # mean absolute error in raw joint units
     frames: int
+    frame_mae: Array  # float64 [frames], of each frame's chunk in raw joint units, in their order
 
 
 class LocalTraining:
@@ -114,18 +115,22 @@ def held_out_error(
     policy.eval()
     std = torch.from_numpy(normalizer.std(ACTION))
     loss = raw = 0.0
-    numbers = frames = 0
+    numbers = 0
+    frame_mae: list[torch.Tensor] = []
     try:
         for batch in batches:
             valid = (~batch[PADDING]).unsqueeze(-1)
             # LeRobot's call for inference: it stacks the cameras and leaves the VAE's latent zero.
             difference = (policy.predict_action_chunk(batch) - batch[ACTION]).abs() * valid
             loss += float(difference.sum(dtype=torch.float64))
-            raw += float((difference * std).sum(dtype=torch.float64))
-            numbers += int(valid.sum()) * difference.shape[-1]
-            frames += difference.shape[0]
+            each = (difference * std).sum(dim=(1, 2), dtype=torch.float64)
+            counts = valid.sum(dim=(1, 2)) * difference.shape[-1]
+            raw += float(each.sum())
+            numbers += int(counts.sum())
+            frame_mae.append(each / counts)
     finally:
         policy.train(training)
     if not numbers:
         raise NoEpisodes("no held-out frames to evaluate on")
-    return HeldOut(loss / numbers, raw / numbers, frames)
+    per_frame = torch.cat(frame_mae).numpy()
+    return HeldOut(loss / numbers, raw / numbers, len(per_frame), per_frame)

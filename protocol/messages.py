@@ -20,6 +20,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from host.complaints import first_complaint
+from protocol.contribution import MAX_LOSS
 from protocol.eligibility import Terms
 from protocol.errors import MalformedMessage
 from protocol.fields import Count, Digest, WireModel
@@ -28,10 +29,18 @@ from protocol.topics import IDENTITY_PATTERN
 SCHEMA_VERSION: Literal[2] = 2  # 2: a window carries its terms
 MAX_PAYLOAD_BYTES = 64 * 1024
 
+# What a robot may claim of its held-out errors. So many bases and episodes fit into one payload.
+MAX_REPORTED_BASES = 4
+MAX_REPORTED_EPISODES = 64
+MAX_EPISODE_FRAMES = 10**6
+MAX_HELD_OUT_FRAMES = 10**8
+MAX_ACTION_ERROR = 1e6  # raw joint units; a joint has 360 degrees
+
 Identity = Annotated[str, Field(pattern=IDENTITY_PATTERN)]
 ShortText = Annotated[str, Field(max_length=300)]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 UnixSeconds = Annotated[float, Field(ge=0, le=1e11)]
+ActionError = Annotated[float, Field(ge=0, le=MAX_ACTION_ERROR)]
 
 CommandWord = Literal["pause", "resume", "roll_back", "collect"]
 COMMANDS: tuple[str, ...] = get_args(CommandWord)
@@ -101,13 +110,34 @@ class ReleaseNotice(Message):
         return draw % 100 < self.percentage
 
 
+class EpisodeError(WireModel):
+    """Mean absolute action errors on one held-out episode, in raw joint units.
+
+    `key` tells the episode from this robot's others and says nothing else of it. Beside the base's
+    own error stand those of holding still and of replaying the nearest demonstration.
+    """
+
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    frames: Annotated[int, Field(ge=1, le=MAX_EPISODE_FRAMES)]
+    error: ActionError
+    hold_still: ActionError
+    nearest: ActionError
+
+
 class HeldOutReport(WireModel):
-    """Error of one base on the episodes this robot kept aside; `action_mae` in raw joint units."""
+    """Error of one base on the episodes this robot kept aside, the newest of them one by one."""
 
     round: Count
-    action_mae: Annotated[float, Field(ge=0)]
-    loss: float
-    frames: Count
+    action_mae: ActionError
+    loss: Annotated[float, Field(ge=-MAX_LOSS, le=MAX_LOSS)]
+    frames: Annotated[int, Field(ge=0, le=MAX_HELD_OUT_FRAMES)]
+    episodes: Annotated[tuple[EpisodeError, ...], Field(max_length=MAX_REPORTED_EPISODES)] = ()
+
+    @model_validator(mode="after")
+    def _an_episode_counts_once(self) -> HeldOutReport:
+        if len({episode.key for episode in self.episodes}) < len(self.episodes):
+            raise ValueError("an episode is reported twice")
+        return self
 
 
 class TrainingReport(WireModel):
@@ -149,7 +179,7 @@ class AgentStatus(Message):
     features: Features | None = None
     cameras: Annotated[dict[Name, tuple[int, int]], Field(max_length=16)] = {}
     training: TrainingReport = TrainingReport()
-    held_out: Annotated[dict[Digest, HeldOutReport], Field(max_length=16)] = {}
+    held_out: Annotated[dict[Digest, HeldOutReport], Field(max_length=MAX_REPORTED_BASES)] = {}
     disk_free_mb: Count | None = None
     faults: Annotated[tuple[ShortText, ...], Field(max_length=16)] = ()
     dropped: Annotated[dict[Name, Count], Field(max_length=16)] = {}

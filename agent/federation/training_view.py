@@ -18,12 +18,9 @@ from agent.training.exchange import (
     file_stamp,
 )
 from protocol.contribution import Contribution
-from protocol.messages import HeldOutReport, TrainingReport
+from protocol.messages import MAX_REPORTED_BASES, HeldOutReport, TrainingReport
 
 log = logging.getLogger(__name__)
-
-# A status carries the newest evaluations; the coordinator keeps the older ones.
-REPORTED_BASES = 8
 
 
 class _Cached[T]:
@@ -117,5 +114,5 @@ class TrainingView:
         )
 
     def held_out(self) -> dict[str, HeldOutReport]:
-        """The newest evaluations, by base digest."""
-        return dict(list(self._held_out.get().items())[-REPORTED_BASES:])
+        """The newest evaluations, by base digest; the coordinator keeps the older ones."""
+        return dict(list(self._held_out.get().items())[-MAX_REPORTED_BASES:])

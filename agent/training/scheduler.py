@@ -27,7 +27,6 @@ from agent.training.training_data import DatasetSource, TrainingData
 from policy.build import build_policy, write_weights
 from policy.errors import PolicyError
 from policy.train import held_out_error
-from protocol.messages import HeldOutReport
 
 log = logging.getLogger(__name__)
 
@@ -154,23 +153,16 @@ class TrainingScheduler:
     def _evaluate(self, base: LoadedBase, data: TrainingData) -> None:
         """Held-out error of the base itself, before any step is made from it."""
         self._evaluated = (base.info.digest, data.version)
-        batches = data.evaluation()
-        if not batches:
+        if data.episodes is None:
             return
         assert self._judge is not None
         write_weights(self._judge, base.weights)
-        result = held_out_error(self._judge, batches, base.normalizer)
+        result = held_out_error(self._judge, data.evaluation(), base.normalizer)
         if not (math.isfinite(result.action_mae) and math.isfinite(result.loss)):
             log.warning("base %s is not reported: its error is no number", base.info.digest[:12])
             return
         self._exchange.publish_held_out(
-            base.info.digest,
-            HeldOutReport(
-                action_mae=result.action_mae,
-                loss=result.loss,
-                frames=result.frames,
-                round=base.info.round,
-            ),
+            base.info.digest, data.episodes.report(result, base.info.round)
         )
 
     def _look_for_base(self) -> None:

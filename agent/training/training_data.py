@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.training.held_out import HeldOutEpisodes
 from policy.batches import Batches, load_frames, open_batches, split_episodes
 from policy.build import Tensors
 from policy.errors import BadDataset, NoEpisodes
@@ -21,6 +22,7 @@ class TrainingData:
     version: Path
     training: Batches
     held_out: Batches | None  # None until there is a second episode
+    episodes: HeldOutEpisodes | None  # of `held_out`, one by one
 
     def evaluation(self) -> list[Tensors]:
         """Held-out batches in order; empty when no episode is held out."""
@@ -52,12 +54,19 @@ class DatasetSource:
         return self._opened
 
     def _open(self, root: Path, spec: PolicySpec, normalizer: Normalizer) -> TrainingData:
-        episodes = load_frames(root, ()).episodes
+        frames = load_frames(root, list(spec.vectors))
+        episodes = frames.episodes
         if len(episodes) < self._min_episodes:
             raise NoEpisodes(f"{len(episodes)} episodes recorded, {self._min_episodes} wanted")
         training, held_out = split_episodes(episodes, self._every)
+        batches = open_batches(root, spec, normalizer, training)
+        if not held_out:
+            return TrainingData(root, batches, None, None)
         return TrainingData(
             version=root,
-            training=open_batches(root, spec, normalizer, training),
-            held_out=open_batches(root, spec, normalizer, held_out) if held_out else None,
+            training=batches,
+            held_out=open_batches(root, spec, normalizer, held_out),
+            episodes=HeldOutEpisodes.measure(
+                frames.select(held_out), frames.select(training), spec, normalizer
+            ),
         )
