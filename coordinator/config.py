@@ -231,8 +231,6 @@ class CampaignConfig(Table):
     """One round in so many is a candidate."""
     evaluation_wait_s: Seconds = 60.0
     """How long a candidate waits for the robots' held-out errors."""
-    regression_tolerance: Annotated[float, Field(ge=0)] = 0.0
-    """Raw joint units that a release may be worse than the last."""
     seed: int = 0
     """Of base 0."""
 
@@ -259,6 +257,29 @@ class CampaignConfig(Table):
         return max(min(self.min_agents, 2), self.strategy.min_replies)
 
 
+Ratio = Annotated[float, Field(gt=0, le=100)]
+
+
+class ReleaseGateConfig(Table):
+    """When a candidate is released. The defaults' error rates: `benchmarks/release_gate.py`."""
+
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share that a release's held-out error may be above the last one's, on the same episodes."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """One-sided confidence that it is not above the margin. A candidate that is worse by exactly
+    the margin passes in one of `1 / (1 - confidence)` cases."""
+    quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of a candidate's robots that must report two held-out episodes or more; always as many
+    as make a round."""
+    veto: Annotated[float, Field(ge=1, le=100)] = 1.4
+    """A robot whose error is so many times above a limit refuses the candidate alone."""
+    hold_still: Ratio = 0.8
+    """A first release's error must be below so many times that of holding still."""
+    nearest: Ratio = 1.0
+    """A first release's error must be below so many times that of what followed the nearest frame
+    of the robot's own demonstrations."""
+
+
 class CoordinatorConfig(Settings):
     """The whole file. `policy` holds PolicySpec fields; the names come from the agents."""
 
@@ -270,6 +291,7 @@ class CoordinatorConfig(Settings):
     """Name or address at which robots reach this server."""
     ports: Ports = Ports()
     campaign: CampaignConfig = CampaignConfig()
+    release_gate: ReleaseGateConfig = ReleaseGateConfig()
     policy: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -307,7 +329,7 @@ def load_config(folder: Path) -> CoordinatorConfig:
 
 def render_config(fleet: str, host: str, ports: Ports) -> str:
     """The coordinator.toml that `init` writes, with every campaign key and its default."""
-    campaign = CampaignConfig()
+    campaign, gate = CampaignConfig(), ReleaseGateConfig()
     defaults = policy_spec(CoordinatorConfig(), _ANY_ROBOT).to_json()
     given = {"kind", "state_names", "action_names", "environment_names", "cameras", "fps"}
     policy = "\n".join(
@@ -342,7 +364,14 @@ min_local_steps = {campaign.min_local_steps}
 max_staleness = {campaign.max_staleness}
 release_every_rounds = {campaign.release_every_rounds}
 evaluation_wait_s = {campaign.evaluation_wait_s}
-regression_tolerance = {campaign.regression_tolerance}  # raw units a release may be worse
+
+[release_gate]
+margin = {gate.margin}             # share that a release may be worse than the last
+confidence = {gate.confidence}        # that it is not, one-sided
+quorum = {gate.quorum}             # share of a candidate's robots that must report
+veto = {gate.veto}               # times a limit: so much worse on one robot refuses alone
+hold_still = {gate.hold_still}         # a first release: most error, against holding still
+nearest = {gate.nearest}            # and against replaying the nearest demonstration
 
 [policy]
 # Fields of the policy's specification; names and fps come from the robots.

@@ -134,9 +134,11 @@ class HeldOutReport(WireModel):
     episodes: Annotated[tuple[EpisodeError, ...], Field(max_length=MAX_REPORTED_EPISODES)] = ()
 
     @model_validator(mode="after")
-    def _an_episode_counts_once(self) -> HeldOutReport:
+    def _adds_up(self) -> HeldOutReport:
         if len({episode.key for episode in self.episodes}) < len(self.episodes):
             raise ValueError("an episode is reported twice")
+        if sum(episode.frames for episode in self.episodes) > self.frames:
+            raise ValueError("the episodes have more frames than all held-out ones together")
         return self
 
 

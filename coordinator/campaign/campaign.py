@@ -219,6 +219,7 @@ class Campaign:
             "round": release.round,
             "manifest_digest": release.manifest_digest,
             "action_mae": release.evaluation.action_mae,
+            "grounds": release.evaluation.grounds,
         }
         return [Note("released", fields)]
 
@@ -374,8 +375,9 @@ class Campaign:
         verdict = judge(
             state.candidates,
             state.held_out,
-            state.releases[-1].evaluation if state.releases else None,
-            self._rules.regression_tolerance,
+            state.last_release_reports(),
+            self._config.release_gate,
+            self._rules.replies_needed,
             now,
         )
         if verdict is None:

@@ -93,6 +93,8 @@ class Roster:
                 else round(now_unix_s - member.heard_unix_s, 1),
                 "status": None
                 if member is None
-                else member.status.model_dump(mode="json", exclude={"envelope"}),
+                else member.status.model_dump(
+                    mode="json", exclude={"envelope": True, "held_out": {"__all__": {"episodes"}}}
+                ),
             }
         return result

@@ -1,19 +1,38 @@
 """Which candidate becomes a release, from what the robots measured. Pure.
 
-Each robot reports the error of a base on episodes it kept aside. A candidate is ready when all of
-its members reported, or at its deadline. The newest ready candidate is judged; older ones are
-superseded. It is refused when its mean error, weighted by frames, over the robots that judged both
-is worse than its predecessor's.
+Each robot reports the error of a base on episodes it kept aside, one by one. A candidate is ready
+when all of its members reported, or at its deadline. The newest ready candidate is judged; older
+ones are superseded. It must be no worse than the last release by more than the margin, on the
+episodes that both were scored on. A first one must be better than holding still and not worse than
+replaying the nearest demonstration; so must one that too few robots can compare with the last. A
+robot on which it is far worse refuses alone. Too few robots refuse it too.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from coordinator.campaign.state import Candidate, Evaluation
-from protocol.messages import HeldOutReport
+import numpy as np
 
-Reports = dict[str, HeldOutReport]
+from coordinator.campaign.paired_comparison import (
+    MIN_EPISODES,
+    Comparison,
+    RobotPairs,
+    capped_weights,
+    compare,
+    log_ratio,
+)
+from coordinator.campaign.state import Candidate, Evaluation
+from coordinator.config import ReleaseGateConfig
+from protocol.messages import EpisodeError, HeldOutReport
+
+Reports = Mapping[str, HeldOutReport]
+
+LAST_RELEASE = "the last release's"
+HOLDING_STILL = "that of holding still"
+NEAREST_DEMONSTRATION = "that of the nearest demonstration"
 
 
 @dataclass(frozen=True)
@@ -26,40 +45,26 @@ class ReleaseVerdict:
     refusal: str | None
 
 
+class _Refused(Exception):
+    """The one line why."""
+
+
 def mean_action_mae(reports: Reports) -> float:
-    """Mean weighted by frames; a robot without frames does not count. Raises ValueError if none."""
-    frames = sum(report.frames for report in reports.values())
-    if frames == 0:
+    """Mean over robots, weighted by frames up to a cap. Raises ValueError if nobody has frames."""
+    frames = {agent: each.frames for agent, each in reports.items() if each.frames}
+    if not frames:
         raise ValueError("no held-out frames")
-    return sum(report.action_mae * report.frames for report in reports.values()) / frames
-
-
-def compare(new: Reports, old: Reports, tolerance: float) -> str | None:
-    """Why `new` is worse than `old`, or None. Over the robots that judged both, if there are any.
-
-    Frames of `new` weigh both means: a robot whose held-out set grew must not shift the comparison.
-    """
-    common = sorted(new.keys() & old.keys())
-    if not common:
-        now, before, who = mean_action_mae(new), mean_action_mae(old), "different robots"
-    else:
-        now = mean_action_mae({agent: new[agent] for agent in common})
-        before = mean_action_mae(
-            {agent: old[agent].model_copy(update={"frames": new[agent].frames}) for agent in common}
-        )
-        who = f"{len(common)} robots"
-    if now > before + tolerance:
-        return (
-            f"held-out action error {now:.4g} is worse than the last release's {before:.4g} ({who})"
-        )
-    return None
+    weights = capped_weights(frames)
+    total = sum(reports[agent].action_mae * weight for agent, weight in weights.items())
+    return total / sum(weights.values())
 
 
 def judge(
     candidates: list[Candidate],
-    held_out: dict[str, Reports],
-    last_release: Evaluation | None,
-    tolerance: float,
+    held_out: Mapping[str, Reports],
+    last_release: Reports | None,
+    rules: ReleaseGateConfig,
+    min_robots: int,
     now_unix_s: float,
 ) -> ReleaseVerdict | None:
     """The verdict on the newest ready candidate; None while none is ready."""
@@ -71,15 +76,107 @@ def judge(
     if ready is None:
         return None
     older = tuple(candidate for candidate in candidates if candidate.round < ready.round)
-    reports = {
-        agent: report for agent, report in held_out.get(ready.digest, {}).items() if report.frames
-    }
-    if not reports:
-        return ReleaseVerdict(ready, older, None, "no robot reported a held-out error in time")
+    reports = held_out.get(ready.digest, {})
+    try:
+        grounds = _grounds(ready, reports, last_release or {}, rules, min_robots)
+    except _Refused as refusal:
+        return ReleaseVerdict(ready, older, None, str(refusal))
     evaluation = Evaluation(
-        reports=reports,
+        reports=dict(reports),
         action_mae=mean_action_mae(reports),
         complete=set(ready.members) <= reports.keys(),
+        grounds=grounds,
     )
-    refusal = None if last_release is None else compare(reports, last_release.reports, tolerance)
-    return ReleaseVerdict(ready, older, evaluation, refusal)
+    return ReleaseVerdict(ready, older, evaluation, None)
+
+
+def _grounds(
+    candidate: Candidate,
+    reports: Reports,
+    last: Reports,
+    rules: ReleaseGateConfig,
+    min_robots: int,
+) -> list[str]:
+    """What lets the candidate pass, one line each. Raises _Refused."""
+    needed = max(min_robots, math.ceil(rules.quorum * len(candidate.members)))
+    usable = {a: each for a, each in reports.items() if len(each.episodes) >= MIN_EPISODES}
+    if len(usable) < needed:
+        raise _Refused(
+            f"{len(usable)} robots of {len(candidate.members)} reported {MIN_EPISODES} or more "
+            f"held-out episodes in time, {needed} are needed"
+        )
+    to_last = _pairs_with(usable, last)
+    margin = 1.0 + rules.margin
+    _veto(to_last, LAST_RELEASE, margin * rules.veto)
+    if len(to_last) >= needed:
+        return [_bounded(to_last, LAST_RELEASE, margin, rules)]
+    grounds = []
+    for what, other, limit in (
+        (HOLDING_STILL, _hold_still, rules.hold_still),
+        (NEAREST_DEMONSTRATION, _nearest, rules.nearest),
+    ):
+        pairs = _pairs_within(usable, other)
+        _veto(pairs, what, limit * rules.veto)
+        grounds.append(_bounded(pairs, what, limit, rules))
+    return grounds
+
+
+def _bounded(
+    pairs: Mapping[str, RobotPairs], what: str, limit: float, rules: ReleaseGateConfig
+) -> str:
+    comparison: Comparison = compare(pairs, rules.confidence)
+    line = comparison.line(what)
+    if not comparison.at_most <= limit:  # a NaN is refused
+        raise _Refused(f"{line}, above the limit of {limit:.3f}")
+    return line
+
+
+def _veto(pairs: Mapping[str, RobotPairs], what: str, limit: float) -> None:
+    for agent in sorted(pairs):
+        ratio = pairs[agent].ratio
+        if not ratio <= limit:
+            raise _Refused(
+                f"{agent} alone refuses: its held-out error is {ratio:.3f} times {what} "
+                f"({len(pairs[agent].log_ratios)} episodes), above the limit of {limit:.3f}"
+            )
+
+
+def _pairs_with(reports: Reports, last: Reports) -> dict[str, RobotPairs]:
+    """Robots that scored both on enough of the same episodes."""
+    found = {}
+    for agent in reports.keys() & last.keys():
+        before = {episode.key: episode.error for episode in last[agent].episodes}
+        common = [
+            (episode, before[episode.key])
+            for episode in reports[agent].episodes
+            if episode.key in before
+        ]
+        if len(common) >= MIN_EPISODES:
+            found[agent] = _pairs(common)
+    return found
+
+
+def _pairs_within(
+    reports: Reports, other: Callable[[EpisodeError], float]
+) -> dict[str, RobotPairs]:
+    return {
+        agent: _pairs([(episode, other(episode)) for episode in report.episodes])
+        for agent, report in reports.items()
+    }
+
+
+def _pairs(episodes: list[tuple[EpisodeError, float]]) -> RobotPairs:
+    """Each episode with the error to compare its own with; in an order that nobody chooses."""
+    in_order = sorted(episodes, key=lambda pair: pair[0].key)
+    return RobotPairs(
+        log_ratios=np.array([log_ratio(episode.error, other) for episode, other in in_order]),
+        frames=sum(episode.frames for episode, _ in in_order),
+    )
+
+
+def _hold_still(episode: EpisodeError) -> float:
+    return episode.hold_still
+
+
+def _nearest(episode: EpisodeError) -> float:
+    return episode.nearest

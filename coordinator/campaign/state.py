@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from coordinator.campaign.reply import AnyReply
 from protocol.eligibility import MAX_BASES
-from protocol.messages import Features, HeldOutReport
+from protocol.messages import MAX_REPORTED_BASES, Features, HeldOutReport
 
 # History kept in the state; everything older is in the audit log.
 MAX_HISTORY = 200
@@ -90,11 +90,19 @@ class Candidate(_Model):
 
 
 class Evaluation(_Model):
-    """Held-out reports on one base; `action_mae` is weighted by frames, in raw joint units."""
+    """Held-out reports on one base; `action_mae` is weighted by frames, in raw joint units.
+
+    `grounds`: one line each on what the release gate let it pass.
+    """
 
     reports: dict[str, HeldOutReport]
     action_mae: float
     complete: bool
+    grounds: list[str] = []
+
+
+# To dump an Evaluation by: errors by episode are for the release gate, not for a manifest.
+WITHOUT_EPISODES: dict[str, Any] = {"reports": {"__all__": {"episodes"}}}
 
 
 class ReleaseRecord(_Model):
@@ -165,11 +173,32 @@ class CampaignState(_Model):
         start = digests.index(digest)
         return tuple(digests[start : start + MAX_BASES])
 
+    def last_release_reports(self) -> dict[str, HeldOutReport] | None:
+        """What is known of the last release's base, also from robots that came after it."""
+        if not self.releases:
+            return None
+        last = self.releases[-1]
+        return last.evaluation.reports | self.held_out.get(last.base_digest, {})
+
     def trim(self) -> None:
-        """Bound the history."""
+        """Bound the history. Errors by episode stay where a candidate may yet be compared."""
         del self.windows[:-MAX_HISTORY]
         del self.rounds[:-MAX_HISTORY]
         del self.refused[:-MAX_HISTORY]
+        for release in self.releases[:-1]:
+            _drop_episodes(release.evaluation.reports)
+        compared = {base.digest for base in self.bases[-MAX_REPORTED_BASES:]}
+        compared |= {release.base_digest for release in self.releases[-1:]}
+        compared |= {candidate.digest for candidate in self.candidates}
+        for digest, reports in self.held_out.items():
+            if digest not in compared:
+                _drop_episodes(reports)
+
+
+def _drop_episodes(reports: dict[str, HeldOutReport]) -> None:
+    for agent_id, report in reports.items():
+        if report.episodes:
+            reports[agent_id] = report.model_copy(update={"episodes": ()})
 
 
 def base_path(state_folder: Path, number: int) -> Path:

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.campaign.actions import BuiltBase
-from coordinator.campaign.state import Base, CampaignState, Export, ReleaseRecord, base_path
+from coordinator.campaign.state import (
+    WITHOUT_EPISODES,
+    Base,
+    CampaignState,
+    Export,
+    ReleaseRecord,
+    base_path,
+)
 from coordinator.config import CoordinatorConfig, policy_spec
 from coordinator.errors import ConfigError, ExportFailed
 from coordinator.jobs.runner import BUILD_MODULE, EXPORT_MODULE, JobRunner
@@ -59,7 +66,7 @@ def export_release(
             "version": export.version,
             "round": candidate.round,
             "base_digest": candidate.digest,
-            "evaluation": evaluation.model_dump(mode="json"),
+            "evaluation": evaluation.model_dump(mode="json", exclude=WITHOUT_EPISODES),
             "contributors": state.contributors,
             "created_unix_s": now_unix_s,
         }

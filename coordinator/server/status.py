@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from coordinator.campaign.campaign import Campaign
+from coordinator.campaign.state import WITHOUT_EPISODES
 from coordinator.config import CoordinatorConfig
 
 
@@ -16,7 +17,8 @@ def make_snapshot(
 
     unix_s, fleet; campaign {phase, round, rounds, base_digest, next_window_s, window};
     agents {id: {connected, heard_s_ago, status}}; windows, rounds (oldest first);
-    held_out {round: {agent: {action_mae, loss, frames}}}; candidates, export, releases, refused;
+    held_out {round: {agent: {round, action_mae, loss, frames}}}; candidates, export, releases,
+    refused;
     bytes {up, down}; broker, flower, events.
     """
     state = campaign.state
@@ -24,7 +26,8 @@ def make_snapshot(
     by_round = {entry.digest: entry.round for entry in state.bases}
     held_out = {
         str(by_round[digest]): {
-            agent: report.model_dump(mode="json") for agent, report in sorted(reports.items())
+            agent: report.model_dump(mode="json", exclude={"episodes"})
+            for agent, report in sorted(reports.items())
         }
         for digest, reports in state.held_out.items()
         if digest in by_round
@@ -46,8 +49,13 @@ def make_snapshot(
         "rounds": [summary.model_dump(mode="json") for summary in state.rounds],
         "held_out": held_out,
         "candidates": [candidate.model_dump(mode="json") for candidate in state.candidates],
-        "export": None if state.export is None else state.export.model_dump(mode="json"),
-        "releases": [release.model_dump(mode="json") for release in state.releases],
+        "export": None
+        if state.export is None
+        else state.export.model_dump(mode="json", exclude={"evaluation": WITHOUT_EPISODES}),
+        "releases": [
+            release.model_dump(mode="json", exclude={"evaluation": WITHOUT_EPISODES})
+            for release in state.releases
+        ],
         "refused": [refused.model_dump(mode="json") for refused in state.refused],
         "bytes": {
             "up": sum(summary.bytes_up for summary in state.rounds),

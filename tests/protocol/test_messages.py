@@ -12,12 +12,18 @@ from hypothesis import strategies as st
 from protocol.eligibility import MAX_BASES, Terms
 from protocol.errors import MalformedMessage
 from protocol.messages import (
+    MAX_ACTION_ERROR,
+    MAX_EPISODE_FRAMES,
+    MAX_HELD_OUT_FRAMES,
     MAX_PAYLOAD_BYTES,
+    MAX_REPORTED_BASES,
+    MAX_REPORTED_EPISODES,
     AgentEvent,
     AgentStatus,
     Answer,
     Command,
     Envelope,
+    EpisodeError,
     Features,
     HeldOutReport,
     Message,
@@ -44,12 +50,22 @@ envelopes = st.builds(
     issued_unix_s=seconds,
     expires_unix_s=st.none() | seconds,
 )
+errors = st.floats(0, MAX_ACTION_ERROR)
+episodes = st.builds(
+    EpisodeError,
+    key=st.text("0123456789abcdef", min_size=16, max_size=16),
+    frames=st.integers(1, MAX_EPISODE_FRAMES),
+    error=errors,
+    hold_still=errors,
+    nearest=errors,
+)
 reports = st.builds(
     HeldOutReport,
     round=counts,
-    action_mae=st.floats(0, 1e6),
+    action_mae=errors,
     loss=st.floats(-1e6, 1e6),
-    frames=counts,
+    frames=st.integers(3 * MAX_EPISODE_FRAMES, MAX_HELD_OUT_FRAMES),
+    episodes=st.lists(episodes, max_size=3, unique_by=lambda episode: episode.key).map(tuple),
 )
 
 
@@ -161,6 +177,73 @@ def test_a_message_cut_or_changed_in_one_byte_never_raises_anything_else(
             decode(type(message), content)
         except MalformedMessage as error:
             assert "\n" not in str(error)
+
+
+def episode(**fields: Any) -> dict[str, Any]:
+    values = {"key": "0" * 16, "frames": 10, "error": 1.0, "hold_still": 2.0, "nearest": 1.5}
+    return values | fields
+
+
+def held_out(**fields: Any) -> bytes:
+    values = {"round": 1, "action_mae": 1.0, "loss": 0.1, "frames": 10, "episodes": [episode()]}
+    status = json.loads(
+        AgentStatus(envelope=envelope(), agent_id="arm-1", state="idle").model_dump_json()
+    )
+    return json.dumps(status | {"held_out": {DIGEST: values | fields}}).encode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"action_mae": 1e308},
+        {"action_mae": float("nan")},
+        {"action_mae": -1.0},
+        {"loss": 1e308},
+        {"frames": 2**53},
+        {"frames": 9},
+        {"episodes": [episode(error=1e308)]},
+        {"episodes": [episode(error=float("inf"))]},
+        {"episodes": [episode(nearest=-0.1)]},
+        {"episodes": [episode(frames=2**53)]},
+        {"episodes": [episode(frames=0)]},
+        {"episodes": [episode(key="pick the red cube")]},
+        {"episodes": [episode(), episode()]},
+        {"episodes": [episode(key=f"{n:016x}") for n in range(MAX_REPORTED_EPISODES + 1)]},
+        {"episodes": [episode(task="pick the red cube")]},
+    ],
+)
+def test_a_held_out_claim_beyond_its_bounds_is_refused(fields: dict[str, Any]) -> None:
+    assert decode(AgentStatus, held_out()).held_out[DIGEST].episodes[0].error == 1.0
+    with pytest.raises(MalformedMessage, match="held_out"):
+        decode(AgentStatus, held_out(**fields))
+
+
+def test_a_status_with_as_many_held_out_episodes_as_are_allowed_fits_into_a_payload() -> None:
+    report = HeldOutReport(
+        round=2**53,
+        action_mae=123456.789012345,
+        loss=123456.789012345,
+        frames=MAX_HELD_OUT_FRAMES,
+        episodes=tuple(
+            EpisodeError.model_validate(
+                episode(
+                    key=f"{n:016x}",
+                    frames=MAX_EPISODE_FRAMES,
+                    error=12345.6,
+                    hold_still=1.23457e-05,
+                    nearest=12345.6,
+                )
+            )
+            for n in range(MAX_REPORTED_EPISODES)
+        ),
+    )
+    status = AgentStatus(
+        envelope=envelope(),
+        agent_id="arm-1",
+        state="idle",
+        held_out={f"{n:064x}": report for n in range(MAX_REPORTED_BASES)},
+    )
+    assert len(status.encode()) < MAX_PAYLOAD_BYTES - 24 * 1024
 
 
 def test_a_deeply_nested_payload_is_refused() -> None:

@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+from held_out_reports import report
 
 from coordinator.campaign.actions import (
     Action,
@@ -22,7 +23,6 @@ from coordinator.campaign.state import (
     Base,
     CampaignPhase,
     CampaignState,
-    Evaluation,
     ReleaseRecord,
     RoundSummary,
 )
@@ -33,7 +33,6 @@ from protocol.messages import (
     Answer,
     Envelope,
     Features,
-    HeldOutReport,
     TrainingReport,
 )
 
@@ -152,9 +151,8 @@ class Fleet:
         )  # fmt: skip
 
     def judged(self, number: int, error: float, agents: tuple[str, ...] = AGENTS) -> None:
-        report = HeldOutReport(round=number, action_mae=error, loss=error, frames=10)
         for agent in agents:
-            self.status(agent, number, held_out={digest(number): report})
+            self.status(agent, number, held_out={digest(number): report(error, base_round=number)})
 
     def released(self) -> None:
         export = self.state.export
@@ -391,10 +389,10 @@ def test_a_release_that_is_worse_than_the_last_is_refused_and_recorded() -> None
     fleet.tick()
     fleet.released()
     fleet.train_round(2)
-    fleet.judged(2, 5.1)
+    fleet.judged(2, 5.6)
     actions = fleet.tick()
     (note,) = notes(actions, "release_refused")
-    assert note["round"] == 2 and "worse than the last release" in note["reason"]
+    assert note["round"] == 2 and "1.120 times the last release's" in note["reason"]
     assert [release.version for release in fleet.state.releases] == [1]
     fleet.train_round(3)
     fleet.judged(3, 4.0)
@@ -418,7 +416,7 @@ def test_nobody_reported_nothing_is_released() -> None:
     fleet.get_base_0()
     fleet.train_round(1)
     (note,) = notes(fleet.tick(31.0), "release_refused")
-    assert note["reason"] == "no robot reported a held-out error in time"
+    assert note["reason"].startswith("0 robots of 3 reported")
 
 
 def test_a_failed_export_is_a_refusal_and_the_number_is_used_by_the_next() -> None:
@@ -518,9 +516,43 @@ def test_killed_while_waiting_for_reports() -> None:
     again.judged(1, 5.0, ("arm-2", "arm-3"))
     assert ExportRelease() in again.tick()
     assert again.state.export is not None
-    assert again.state.export.evaluation == Evaluation(
-        reports=again.state.held_out[digest(1)], action_mae=5.0, complete=True
-    )
+    evaluation = again.state.export.evaluation
+    assert evaluation.reports == again.state.held_out[digest(1)]
+    assert (evaluation.action_mae, evaluation.complete) == (5.0, True)
+
+
+def test_a_candidate_is_compared_with_what_robots_said_last_of_the_last_release() -> None:
+    fleet = Fleet()
+    fleet.get_base_0()
+    fleet.train_round(1)
+    fleet.judged(1, 5.0)
+    fleet.tick()
+    fleet.released()
+    fleet.judged(1, 1.0, ("arm-3",))
+    fleet.train_round(2)
+    fleet.judged(2, 5.0)
+    (note,) = notes(fleet.tick(), "release_refused")
+    assert note["reason"].startswith("arm-3 alone refuses")
+
+
+def test_errors_by_episode_are_kept_only_where_a_candidate_may_be_compared() -> None:
+    fleet = Fleet(rounds=9)
+    fleet.get_base_0()
+    for number in range(1, 8):
+        fleet.train_round(number)
+        fleet.judged(number, 5.0)
+        fleet.tick()
+        if number < 3:
+            fleet.released()
+        else:
+            fleet.campaign.on_exported("parity failed", fleet.now)
+    fleet.state.trim()
+    kept = [n for n in range(1, 8) if fleet.state.held_out[digest(n)]["arm-1"].episodes]
+    assert kept == [2, 4, 5, 6, 7], "the last release and the newest bases"
+    first, last = fleet.state.releases
+    assert not first.evaluation.reports["arm-1"].episodes
+    assert last.evaluation.reports["arm-1"].episodes
+    assert fleet.state.held_out[digest(1)]["arm-1"].action_mae == 5.0
 
 
 def test_without_a_data_plane_no_round_is_begun() -> None:
