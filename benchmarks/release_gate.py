@@ -1,11 +1,15 @@
 """How often the release gate errs: an equal or better candidate refused, a worse one released.
 
-    python benchmarks/release_gate.py [--trials 400] [--seed 0]
+    python benchmarks/release_gate.py [--trials 1000] [--seed 0]
 
 Prints one JSON object. Each trial makes held-out reports and asks the gate itself, with its
 defaults. An episode's error is that of the last release times the candidate's true ratio times
 scatter: `sigma` is the standard deviation of the paired log ratio between the episodes of a robot.
-Part of an episode's difficulty that both policies share cancels in the pair, however large it is.
+What both policies share of an episode's difficulty cancels in the pair, however large it is.
+
+Measured on the demo's three datasets (FedAvg, 12 rounds of 100 steps): sigma is 0.03 to 0.10 for
+candidates one to three rounds apart, whose log errors correlate by 0.9 to 0.99, and 0.13 to 0.16
+for six rounds apart (by 0.7 to 0.8).
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from protocol.messages import (
 )
 
 RULES = ReleaseGateConfig()
-SIGMAS = (0.05, 0.10, 0.13, 0.15, 0.20, 0.25, 0.30)
+SIGMAS = (0.05, 0.10, 0.12, 0.15, 0.20, 0.25, 0.30)
 EPISODES = 5
 DIFFICULTY = 0.5  # standard deviation of the log error between episodes, shared by both policies
 type Array = NDArray[np.float64]
@@ -66,12 +70,14 @@ def released(
     between: float = 0.0,
     liar: Claim | None = None,
 ) -> bool:
-    """One candidate of that true ratio; `between` scatters the ratio from robot to robot."""
+    """One candidate of that true ratio; `between` scatters the ratio around it among robots."""
     last, new = {}, {}
+    apart = between * random.normal(size=robots)
+    apart -= apart.mean()
     for robot in range(robots):
         frames = int(random.integers(100, 600))
         before = 2.0 * np.exp(DIFFICULTY * random.normal(size=EPISODES))
-        own = math.log(ratio) + between * random.normal()
+        own = math.log(ratio) + apart[robot]
         after = before * np.exp(own + sigma * random.normal(size=EPISODES))
         if liar is not None and robot == 0:
             after, frames = liar(after), MAX_EPISODE_FRAMES
@@ -117,7 +123,7 @@ def measure(trials: int, seed: int) -> dict[str, object]:
         for robots in (3, 5, 10)
         for sigma in SIGMAS
     ]
-    five = {"robots": 5, "sigma": 0.13}
+    five = {"robots": 5, "sigma": 0.12}
     return {
         "rules": RULES.model_dump(),
         "trials": trials,
@@ -132,6 +138,9 @@ def measure(trials: int, seed: int) -> dict[str, object]:
         ),
         "ten_percent_worse_released_with_one_liar_for_it": rate(
             trials, seed, False, **five, ratio=1.1, liar=lambda errors: errors * 0.0
+        ),
+        "twenty_percent_worse_released_with_one_liar_for_it": rate(
+            trials, seed, False, **five, ratio=1.2, liar=lambda errors: errors * 0.0
         ),
         "equal_refused_with_one_liar_against_it": rate(
             trials, seed, True, **five, ratio=1.0,
@@ -150,7 +159,7 @@ def measure(trials: int, seed: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(json.dumps(measure(options.trials, options.seed), indent=2))

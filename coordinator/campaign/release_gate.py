@@ -3,9 +3,9 @@
 Each robot reports the error of a base on episodes it kept aside, one by one. A candidate is ready
 when all of its members reported, or at its deadline. The newest ready candidate is judged; older
 ones are superseded. It must be no worse than the last release by more than the margin, on the
-episodes that both were scored on. A first one must be better than holding still and not worse than
-replaying the nearest demonstration; so must one that too few robots can compare with the last. A
-robot on which it is far worse refuses alone. Too few robots refuse it too.
+episodes that both were scored on. A first one must be better than holding still, and as good as
+replaying the nearest demonstration by a factor; so must one that too few robots can compare with
+the last. A robot on which it is far worse refuses alone. Too few robots refuse it too.
 """
 
 from __future__ import annotations

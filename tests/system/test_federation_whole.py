@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from held_out_reports import report
 
 from agent.training.exchange import (
     TrainingExchange,
@@ -26,7 +27,6 @@ from agent.training.exchange import (
 )
 from policy.statistics import Component, FeatureSketch, Sketch
 from protocol.contribution import Contribution
-from protocol.messages import HeldOutReport
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -248,7 +248,7 @@ state_dir = "state"
         info = self.exchange.base_info()
         assert info is not None
         self.exchange.publish_held_out(
-            info.digest, HeldOutReport(action_mae=error, loss=error, frames=40, round=info.round)
+            info.digest, report(error, base_round=info.round, episodes=2)
         )
 
     def base_round(self) -> int | None:
