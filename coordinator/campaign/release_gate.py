@@ -4,8 +4,8 @@ Each robot reports the error of a base on episodes it kept aside, one by one. A 
 when all of its members reported, or at its deadline. The newest ready candidate is judged; older
 ones are superseded. It must be no worse than the last release by more than the margin, on the
 episodes that both were scored on. A first one must be better than holding still, and as good as
-replaying the nearest demonstration by a factor; so must one that too few robots can compare with
-the last. A robot on which it is far worse refuses alone. Too few robots refuse it too.
+replaying the nearest demonstration by a factor; so must one that less than a quorum can compare
+with the last. A robot on which it is far worse refuses alone. Too few robots refuse it too.
 """
 
 from __future__ import annotations
@@ -108,9 +108,11 @@ def _grounds(
     to_last = _pairs_with(usable, last)
     margin = 1.0 + rules.margin
     _veto(to_last, LAST_RELEASE, margin * rules.veto)
-    if len(to_last) >= needed:
-        return [_bounded(to_last, LAST_RELEASE, margin, rules)]
     grounds = []
+    if len(to_last) >= min_robots:
+        grounds.append(_bounded(to_last, LAST_RELEASE, margin, rules))
+    if len(to_last) >= needed:
+        return grounds
     for what, other, limit in (
         (HOLDING_STILL, _hold_still, rules.hold_still),
         (NEAREST_DEMONSTRATION, _nearest, rules.nearest),

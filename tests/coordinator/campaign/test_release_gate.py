@@ -137,6 +137,16 @@ def test_too_few_robots_to_compare_with_the_last_release_and_it_must_beat_the_ba
     assert "a alone refuses" in refusal(known, everywhere(4.0))
 
 
+def test_a_robot_that_changes_its_episodes_does_not_spare_a_candidate_the_comparison() -> None:
+    """Three of five reported, and with the liar's unknown keys only two can be compared."""
+    new = {"a": report(5.2), "b": report(5.2), "c": report(0.0, first=100)}
+    assert "1.300 times the last release's" in refusal(new, everywhere(4.0), FIVE)
+    equal = {"a": report(4.0), "b": report(4.0), "c": report(1.0, first=100)}
+    verdict = verdict_on(equal, everywhere(4.0), FIVE)
+    assert verdict.evaluation is not None
+    assert len(verdict.evaluation.grounds) == 3, "the last release and both baselines"
+
+
 # --- who must have reported ---
 
 
