@@ -266,8 +266,7 @@ class ReleaseGateConfig(Table):
     margin: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share that a release's held-out error may be above the last one's, on the same episodes."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    """One-sided, that an error is below its limit: of candidates exactly at the limit, the rest
-    passes."""
+    """One-sided, that an error is below its limit: of candidates exactly at it the rest passes."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of a candidate's robots that must report two held-out episodes or more; always as many
     as make a round."""
@@ -278,8 +277,9 @@ class ReleaseGateConfig(Table):
     untrained policy is about twice as large."""
     nearest: Ratio = 2.0
     """And below so many times that of what followed the nearest frame of the robot's own
-    demonstrations. Replaying is hard to beat where a robot has been, and no use elsewhere: a policy
-    that does every task of the fleet's demo comes to 0.9, one after the first round to 4."""
+    demonstrations, in the mean. Replaying is hard to beat where a robot has been, and no use
+    elsewhere: a policy that lifts every cube of the fleet's demo comes to 1, one after the first
+    round to 4."""
 
 
 class CoordinatorConfig(Settings):
