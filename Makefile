@@ -2,7 +2,7 @@
 RUN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-unit test-system check mutants format install bench
+.PHONY: demo test test-unit test-system check mutants format hooks install bench
 
 demo: install
 	$(RUN)/armada demo $(ARGS)
@@ -29,6 +29,9 @@ mutants: install
 format: install
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
+
+hooks: install
+	$(RUN)/pre-commit install
 
 bench: install
 	@for file in benchmarks/[a-z]*.py; do echo "# $$file"; $(RUN)/python $$file || exit 1; done
