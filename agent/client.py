@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from agent.errors import AgentUnreachable, BadArguments, RequestFailed
 from agent.operations.operation import Operation
 from agent.operations.table import OPERATIONS, operation_of
+from protocol.json_client import JsonClient
 
 TIMEOUT_S = 120.0  # loading a policy on a small host is the slowest answer
 
 
-class AgentClient:
+class AgentClient(JsonClient):
     """One method an operation, made from `agent.operations.table`; each returns the reply's fields.
 
     `client.record_start(task="…")`, or `client.record_start("…")` in the order of the row's fields.
@@ -24,30 +24,23 @@ class AgentClient:
     AgentUnreachable when no agent answers, RequestFailed with the agent's own line.
     """
 
+    whom = "agent"
+    unreachable = AgentUnreachable
+    failed = RequestFailed
+
     def __init__(
         self,
         socket_path: Path,
         timeout_s: float = TIMEOUT_S,
         operations: Iterable[Operation] = OPERATIONS,
     ) -> None:
-        self._socket_path = socket_path
-        self._operations = tuple(operations)
-        self._http = httpx.Client(
+        http = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(socket_path)),
             base_url="http://agent",
             timeout=timeout_s,
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        super().__init__(http, str(socket_path), "start it by `armada agent run --config FILE`")
+        self._operations = tuple(operations)
 
     def __getattr__(self, verb: str) -> Callable[..., dict[str, Any]]:
         if verb.startswith("_"):
@@ -61,40 +54,13 @@ class AgentClient:
 
         return call
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
-
     def status(self) -> dict[str, Any]:
         """GET /v1/status."""
-        return self._call("GET", "/v1/status", None)
+        return self.ask("GET", "/v1/status")
 
     def post(self, path: str, **fields: Any) -> dict[str, Any]:
         """POST to `path`, unchecked."""
-        return self._call("POST", path, fields)
-
-    def _call(self, method: str, path: str, fields: dict[str, Any] | None) -> dict[str, Any]:
-        try:
-            response = self._http.request(method, path, json=fields)
-        except httpx.TimeoutException as error:
-            raise AgentUnreachable(
-                f"the agent at {self._socket_path} did not answer {path} in time"
-            ) from error
-        except httpx.TransportError as error:
-            raise AgentUnreachable(
-                f"no agent answers at {self._socket_path} ({error}); "
-                "start it by `armada agent run --config FILE`"
-            ) from error
-        try:
-            reply = response.json()
-        except ValueError as error:
-            raise RequestFailed(
-                f"{path}: the agent answered {response.status_code} without JSON"
-            ) from error
-        if response.is_error or not isinstance(reply, dict):
-            line = reply.get("error") if isinstance(reply, dict) else None
-            raise RequestFailed(str(line or f"{path}: the agent answered {response.status_code}"))
-        return reply
+        return self.ask("POST", path, fields)
 
 
 def _fields(

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from coordinator.config import load_config
 from coordinator.errors import CoordinatorError
 from coordinator.identity.layout import Layout
+from protocol.json_client import JsonClient
+from protocol.messages import CommandWord
 
 REQUEST_S = 10.0
 
 
-class OperatorClient:
+class OperatorClient(JsonClient):
     """Speaks to the coordinator that runs in `folder`, with that folder's certificate.
 
     Every call raises CoordinatorError with one line when no coordinator answers, or when it
     answers with an error.
     """
+
+    whom = "coordinator"
+    unreachable = CoordinatorError
+    failed = CoordinatorError
 
     def __init__(self, folder: Path) -> None:
         layout = Layout(folder)
@@ -30,39 +35,13 @@ class OperatorClient:
         context.load_cert_chain(layout.identity_certificate, layout.identity_key)
         host = f"[{config.host}]" if ":" in config.host else config.host
         base = f"https://{host}:{config.ports.https}"
-        self._http = httpx.Client(base_url=base, verify=context, timeout=REQUEST_S, trust_env=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
+        http = httpx.Client(base_url=base, verify=context, timeout=REQUEST_S, trust_env=False)
+        super().__init__(http, base, f"start `armada coordinator run --dir {folder}`")
 
     def status(self) -> dict[str, Any]:
         """The document of `coordinator.server.status`."""
-        return self._ask("GET", "/v1/status")
+        return self.ask("GET", "/v1/status")
 
-    def command(self, robot_id: str, word: str) -> None:
+    def command(self, robot_id: str, word: CommandWord) -> None:
         """Ask one robot to pause, resume, roll_back or collect."""
-        self._ask("POST", f"/v1/agents/{robot_id}/command", word)
-
-    def _ask(self, method: str, path: str, content: str = "") -> dict[str, Any]:
-        try:
-            reply = self._http.request(method, path, content=content)
-            document: dict[str, Any] = reply.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise CoordinatorError(
-                f"no coordinator answers at {self._http.base_url} ({error}); is `run` running?"
-            ) from error
-        if reply.status_code != httpx.codes.OK:
-            raise CoordinatorError(str(document.get("error", reply.status_code)))
-        return document
+        self.ask("POST", f"/v1/agents/{robot_id}/command", {"command": word})

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -43,7 +43,6 @@ UnixSeconds = Annotated[float, Field(ge=0, le=1e11)]
 ActionError = Annotated[float, Field(ge=0, le=MAX_ACTION_ERROR)]
 
 CommandWord = Literal["pause", "resume", "roll_back", "collect"]
-COMMANDS: tuple[str, ...] = get_args(CommandWord)
 
 
 class Envelope(WireModel):

@@ -47,11 +47,11 @@ from coordinator.server.state_file import load_state, save_state
 from coordinator.server.status import make_snapshot
 from host.threads import guarded
 from protocol.messages import (
-    COMMANDS,
     AgentEvent,
     AgentStatus,
     Answer,
     Command,
+    CommandWord,
     Features,
     ReleaseNotice,
     Window,
@@ -279,17 +279,13 @@ class Coordinator:
             )
         )
 
-    def _command(self, agent_id: str, word: str) -> str | None:
+    def _command(self, agent_id: str, word: CommandWord) -> str | None:
         """On the HTTPS thread: send a command; why it could not be sent, or None."""
         if agent_id not in self._agents:
             return f"no robot {agent_id!r} is enrolled"
-        if word not in COMMANDS:
-            return f"{word!r} is not a command; allowed are {', '.join(COMMANDS)}"
         sent = self._link.command(
             agent_id,
-            lambda envelope: Command.model_validate(
-                {"envelope": envelope, "agent_id": agent_id, "command": word}
-            ),
+            lambda envelope: Command(envelope=envelope, agent_id=agent_id, command=word),
         )
         if not sent:
             return self._link.error or "the broker is not connected"

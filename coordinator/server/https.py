@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -27,6 +28,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from coordinator.errors import CoordinatorError
 from coordinator.identity.layout import Layout
 from coordinator.releases import ReleaseRepository
+from host.complaints import first_complaint
+from protocol.messages import CommandWord
 from host.threads import OnCrash, spawn
 from protocol.topics import COORDINATOR_IDENTITY
 
@@ -35,8 +38,16 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 4096
 START_S = 10.0
 
-Commander = Callable[[str, str], str | None]
+Commander = Callable[[str, CommandWord], str | None]
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class CommandRequest(BaseModel):
+    """Body of POST /v1/agents/<id>/command."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    command: CommandWord
 
 
 class PeerProtocol(H11Protocol):
@@ -78,8 +89,11 @@ def make_app(
         body = await request.body()
         if len(body) > MAX_BODY_BYTES:
             return JSONResponse({"error": "the request is too long"}, 413)
-        word = body.decode(errors="replace").strip()
-        why_not = await asyncio.to_thread(command, request.path_params["agent_id"], word)
+        try:
+            asked = CommandRequest.model_validate_json(body)
+        except ValidationError as error:
+            return JSONResponse({"error": first_complaint(error, "request")}, 400)
+        why_not = await asyncio.to_thread(command, request.path_params["agent_id"], asked.command)
         if why_not is not None:
             return JSONResponse({"error": why_not}, 409)
         return JSONResponse({"ok": True})

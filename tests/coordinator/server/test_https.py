@@ -84,15 +84,18 @@ def test_a_robot_reads_releases_and_nobodys_status(site: Site) -> None:
         assert client.get("/v1/releases/1/manifest.json").json()["version"] == 1
         refused = client.get("/v1/status")
         assert refused.status_code == 403 and "coordinator's own" in refused.json()["error"]
-        assert client.post("/v1/agents/arm-1/command", content="pause").status_code == 403
+        assert client.post("/v1/agents/arm-1/command", json={"command": "pause"}).status_code == 403
     assert not site.commands
 
 
 def test_the_coordinators_own_certificate_reads_the_status_and_commands(site: Site) -> None:
     with site.client("coordinator") as client:
         assert client.get("/v1/status").json() == {"round": 3}
-        assert client.post("/v1/agents/arm-1/command", content="pause").json() == {"ok": True}
-        refused = client.post("/v1/agents/arm-9/command", content="pause")
+        taken = client.post("/v1/agents/arm-1/command", json={"command": "pause"})
+        assert taken.json() == {"ok": True}
+        wrong = client.post("/v1/agents/arm-1/command", json={"command": "move"})
+        assert wrong.status_code == 400 and "command" in wrong.json()["error"]
+        refused = client.post("/v1/agents/arm-9/command", json={"command": "pause"})
         assert refused.status_code == 409 and "arm-9" in refused.json()["error"]
         assert client.post("/v1/agents/arm-1/command", content="x" * 5000).status_code == 413
 
