@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mujoco
 import numpy as np
 
-from robot_io.twin.lockstep import LockstepTwin, Placement
+from robot_io.twin.lockstep import CubePlacement, LockstepTwin
 from robot_io.twin.scene import SceneCamera
 from robot_io.twin.trials import teleoperation
 
@@ -36,18 +36,18 @@ CAMERA = SceneCamera("overhead", 96, 72, 30)
 WARM_UP_TRIALS = 2
 
 
-def placements(count: int) -> list[Placement]:
+def placements(count: int) -> list[CubePlacement]:
     """Where the demo's cubes lie: radius 0.165..0.21 m, azimuth ±42°."""
     dice = np.random.default_rng(11)
     drawn = []
     for _ in range(count):
         radius_m, azimuth_rad = dice.uniform(0.165, 0.21), dice.uniform(-0.733, 0.733)
         x_m, y_m = radius_m * math.cos(azimuth_rad), radius_m * math.sin(azimuth_rad)
-        drawn.append(Placement(x_m, y_m, azimuth_rad))
+        drawn.append(CubePlacement(x_m, y_m, azimuth_rad))
     return drawn
 
 
-def run(twin: LockstepTwin, places: list[Placement]) -> dict[str, float]:
+def run(twin: LockstepTwin, places: list[CubePlacement]) -> dict[str, float]:
     """One run: real-time factors and the share of cubes lifted."""
     stepping_wall_s = stepping_cpu_s = simulated_s = 0.0
     lifted = 0

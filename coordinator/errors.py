@@ -25,7 +25,3 @@ class StateError(CoordinatorError, ValueError):
 
 class ExportFailed(CoordinatorError, RuntimeError):
     """A job that builds or exports a policy failed; the message is its last line."""
-
-
-class BrokerRefused(CoordinatorError, ConnectionError):
-    """The broker turned the coordinator away; the message says what to mend."""

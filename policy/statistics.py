@@ -85,19 +85,6 @@ class FeatureSketch:
         """Population standard deviation, float64 [D]."""
         return np.sqrt(self.m2 / max(self.count, 1))
 
-    def quantile(self, fraction: float) -> Array:
-        """Value below which ``fraction`` of the samples lie, to one bin's width, float64 [D]."""
-        low = np.array([part.low for part in self.components])
-        width = (np.array([part.high for part in self.components]) - low) / BINS
-        cumulative = self.histogram.cumsum(axis=1)
-        wanted = fraction * self.count
-        bins = np.array([int(np.searchsorted(row, wanted)) for row in cumulative])
-        bins = np.minimum(bins, BINS - 1)
-        rows = np.arange(len(bins))
-        before = np.where(bins > 0, cumulative[rows, bins - 1], 0)
-        inside = np.maximum(self.histogram[rows, bins], 1)
-        return low + (bins + np.clip((wanted - before) / inside, 0.0, 1.0)) * width
-
     def to_json(self) -> dict[str, Any]:
         return {
             "components": [[part.name, part.low, part.high] for part in self.components],

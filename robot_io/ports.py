@@ -52,11 +52,6 @@ def fingerprint(vendor: int | None, product: int | None, serial_number: str | No
     return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
-def stable_name(port: str, by_id: Path = _BY_ID) -> str:
-    """The stable name of ``port``, or ``port`` itself when it has none."""
-    return _stable_names(by_id).get(os.path.realpath(port), port)
-
-
 def _stable_names(by_id: Path) -> dict[str, str]:
     if not by_id.is_dir():
         return {}

@@ -46,7 +46,7 @@ REACH_M = 0.001  # farther off than this the jaws miss the cube
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class CubePlacement:
     """Where the cube stands: its centre on the table in the arm's base frame, and its turn.
 
     Raises:
@@ -63,7 +63,7 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class TwinObservation:
     """What a control loop has at one tick.
 
     Attributes:
@@ -117,14 +117,14 @@ class LockstepTwin:
         self._expert = Expert(self._scene)
         self._overlook = Overlook(self._scene)
         self._painter = Painter(self.cameras, self._scene) if self.cameras else None
-        self.reset(Placement(*CUBE_START_M))
+        self.reset(CubePlacement(*CUBE_START_M))
 
     @property
     def calibration(self) -> Calibration:
         """The follower's."""
         return self._arm.calibration
 
-    def reset(self, placement: Placement, seed: int = 0) -> Observation:
+    def reset(self, placement: CubePlacement, seed: int = 0) -> TwinObservation:
         """Put the arm near its rest pose and the cube to ``placement``; wait until both rest.
 
         Raises:
@@ -152,7 +152,7 @@ class LockstepTwin:
         self._body.highest_m = float(self._body.cube()[2])
         return self.observe()
 
-    def step(self, goal: Vector) -> Observation:
+    def step(self, goal: Vector) -> TwinObservation:
         """Send ``goal``, joint units [6], let one control period pass, and look.
 
         Raises:
@@ -167,7 +167,7 @@ class LockstepTwin:
         self._run_to(SETTLE_S + self._tick / self.control_hz)
         return self.observe()
 
-    def observe(self) -> Observation:
+    def observe(self) -> TwinObservation:
         """What is to be read and seen at this moment."""
         body = self._body
         seen = self._overlook.locate(body.data)
@@ -177,7 +177,7 @@ class LockstepTwin:
         if self._painter is not None:
             self._painter.set_pose(body.data.qpos)
             images = {camera.name: self._painter.draw(camera) for camera in self.cameras}
-        return Observation(
+        return TwinObservation(
             self._tick,
             self._arm.units(body.angle_rad),
             self._place,

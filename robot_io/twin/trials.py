@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from robot_io.calibration import Vector
 from robot_io.twin.hand import Plan
-from robot_io.twin.lockstep import LockstepTwin, Observation, Placement
+from robot_io.twin.lockstep import CubePlacement, LockstepTwin, TwinObservation
 
 TRIAL_S = 6.0
 
-type Source = Callable[[Observation, int], Vector]
+type Source = Callable[[TwinObservation, int], Vector]
 """Goal [6] in joint units at a tick, from the observation of that tick; ticks count from 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class TrialResult:
+class TwinTrial:
     """How one attempt ended. ``cube_m`` [3] is where the cube's centre came to be."""
 
-    placement: Placement
+    placement: CubePlacement
     seed: int
     lifted: bool
     highest_m: float
@@ -44,7 +44,7 @@ class Demonstration:
         images: uint8 [T, H, W, 3] RGB by camera.
     """
 
-    placement: Placement
+    placement: CubePlacement
     seed: int
     lifted: bool
     state: NDArray[np.float32]
@@ -56,7 +56,7 @@ class Demonstration:
 def teleoperation(twin: LockstepTwin, plan: Plan) -> Source:
     """A hand that moves the leader along ``plan``; the follower copies what the leader reads."""
 
-    def goal(_observation: Observation, tick: int) -> Vector:
+    def goal(_observation: TwinObservation, tick: int) -> Vector:
         angle_rad, _, _ = plan.at(tick / twin.control_hz)
         return twin.leader_units(angle_rad)
 
@@ -66,10 +66,10 @@ def teleoperation(twin: LockstepTwin, plan: Plan) -> Source:
 def run_trial(
     twin: LockstepTwin,
     new_source: Callable[[], Source],
-    placement: Placement,
+    placement: CubePlacement,
     seed: int = 0,
     duration_s: float = TRIAL_S,
-) -> TrialResult:
+) -> TwinTrial:
     """One attempt, ended by success or by ``duration_s``.
 
     ``new_source`` is called once the trial is set up, so that it may look at the twin.
@@ -84,7 +84,7 @@ def run_trial(
         if twin.lifted:
             break
     x_m, y_m, z_m = (float(value) for value in observation.cube_m)
-    return TrialResult(
+    return TwinTrial(
         placement, seed, twin.lifted, twin.highest_m, observation.tick, (x_m, y_m, z_m)
     )
 
@@ -92,10 +92,10 @@ def run_trial(
 def run_trials(
     twin: LockstepTwin,
     new_source: Callable[[], Source],
-    placements: Iterable[Placement],
+    placements: Iterable[CubePlacement],
     seed: int = 0,
     duration_s: float = TRIAL_S,
-) -> list[TrialResult]:
+) -> list[TwinTrial]:
     """One trial a placement; trial k has seed ``seed + k``."""
     return [
         run_trial(twin, new_source, placement, seed + number, duration_s)
@@ -104,7 +104,7 @@ def run_trials(
 
 
 def demonstrate(
-    twin: LockstepTwin, placement: Placement, seed: int = 0, speed: float = 1.0
+    twin: LockstepTwin, placement: CubePlacement, seed: int = 0, speed: float = 1.0
 ) -> Demonstration:
     """Let the expert pick and lift; a demonstration that drops the cube says so.
 
@@ -114,7 +114,7 @@ def demonstrate(
     observation = twin.reset(placement, seed)
     plan = twin.demonstration(speed)
     source = teleoperation(twin, plan)
-    observations: list[Observation] = []
+    observations: list[TwinObservation] = []
     actions: list[Vector] = []
     for tick in range(round(plan.duration_s * twin.control_hz)):
         observations.append(observation)

@@ -49,14 +49,6 @@ def test_a_sketch_comes_back_from_its_json(values: np.ndarray) -> None:
         assert json.dumps(again.to_json()) == json.dumps(one.to_json())
 
 
-@given(values=VALUES.filter(lambda v: len(v) > 0), fraction=st.floats(0.01, 0.99))
-def test_a_quantile_is_right_to_one_bin(values: np.ndarray, fraction: float) -> None:
-    inside = np.clip(values, [-180.0, -1.0], [179.9, 0.999])
-    found = sketch(inside).features[STATE].quantile(fraction)
-    exact = np.quantile(inside, fraction, axis=0, method="inverted_cdf")
-    assert (np.abs(found - exact) <= np.array([360.0, 2.0]) / 64 + 1e-9).all()
-
-
 def test_a_sketch_shows_no_extreme_sample() -> None:
     values = np.zeros((100, 2))
     values[7] = [123.456, 0.789]

@@ -6,22 +6,7 @@ import os
 import subprocess
 import sys
 
-from robot_io.ports import fingerprint, holders_of, is_pseudo_terminal, stable_name
-
-
-def test_stable_name_is_found_behind_any_link(tmp_path):
-    device = tmp_path / "ttyACM0"
-    device.touch()
-    by_id = tmp_path / "by-id"
-    by_id.mkdir()
-    (by_id / "usb-1a86_USB_Single_Serial_58FA-if00").symlink_to(device)
-    alias = tmp_path / "arm"
-    alias.symlink_to(device)
-    wanted = str(by_id / "usb-1a86_USB_Single_Serial_58FA-if00")
-    assert stable_name(str(device), by_id) == wanted
-    assert stable_name(str(alias), by_id) == wanted
-    assert stable_name(str(tmp_path / "other"), by_id) == str(tmp_path / "other")
-    assert stable_name(str(device), tmp_path / "nothing") == str(device)
+from robot_io.ports import fingerprint, holders_of, is_pseudo_terminal
 
 
 def test_fingerprint_tells_adapters_apart_and_is_empty_where_it_cannot():

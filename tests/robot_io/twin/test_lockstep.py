@@ -15,7 +15,7 @@ from deploy.local_fleet.plan import make_plan
 from robot_io.limits import Limits
 from robot_io.tracker import BlobTracker, TrackerConfig
 from robot_io.twin.errors import BadCameraSpec, OutOfReach
-from robot_io.twin.lockstep import LIFTED_M, LockstepTwin, Observation, Placement
+from robot_io.twin.lockstep import LIFTED_M, CubePlacement, LockstepTwin, TwinObservation
 from robot_io.twin.scene import CUBE_HUE_DEG, CUBE_SIZE_M, SceneCamera, table_homography
 from robot_io.twin.shared import Servo
 from robot_io.twin.trials import (
@@ -26,7 +26,7 @@ from robot_io.twin.trials import (
     teleoperation,
 )
 
-AHEAD = Placement(0.19, 0.0)
+AHEAD = CubePlacement(0.19, 0.0)
 CONTROL_PERIOD_S = 1 / 30
 
 
@@ -42,9 +42,9 @@ def seeing() -> Iterator[LockstepTwin]:
         yield twin
 
 
-def at(radius_m: float, azimuth_rad: float) -> Placement:
+def at(radius_m: float, azimuth_rad: float) -> CubePlacement:
     x_m, y_m = radius_m * math.cos(azimuth_rad), radius_m * math.sin(azimuth_rad)
-    return Placement(x_m, y_m, azimuth_rad)
+    return CubePlacement(x_m, y_m, azimuth_rad)
 
 
 def expert(twin: LockstepTwin) -> Source:
@@ -73,7 +73,7 @@ class Chunked:
         self._on_its_way: list[tuple[int, int, np.ndarray]] = []
         self.held_ticks = 0
 
-    def __call__(self, observation: Observation, tick: int) -> np.ndarray:
+    def __call__(self, observation: TwinObservation, tick: int) -> np.ndarray:
         request = self._scheduler.ask(tick)
         if request is not None:
             rows = range(tick, tick + self.CHUNK)
@@ -87,7 +87,7 @@ class Chunked:
         return self._twin.sent if action is None else action
 
 
-def same(one: Observation, other: Observation) -> bool:
+def same(one: TwinObservation, other: TwinObservation) -> bool:
     return (
         one.tick == other.tick
         and one.state.tobytes() == other.state.tobytes()
@@ -98,7 +98,7 @@ def same(one: Observation, other: Observation) -> bool:
 
 
 def test_equal_seeds_give_equal_trials_to_the_last_bit_in_any_twin_and_after_any_other() -> None:
-    def track(twin: LockstepTwin) -> list[Observation]:
+    def track(twin: LockstepTwin) -> list[TwinObservation]:
         first = twin.reset(at(0.2, 0.4), seed=5)
         source = expert(twin)
         seen = [first]
@@ -119,7 +119,7 @@ def test_another_seed_starts_from_another_pose_near_the_rest_pose(twin: Lockstep
 
 def test_the_expert_lifts_the_cube_wherever_the_demo_places_it(twin: LockstepTwin) -> None:
     placements = [
-        Placement(trial.placement.x_m, trial.placement.y_m, trial.placement.yaw_rad)
+        CubePlacement(trial.placement.x_m, trial.placement.y_m, trial.placement.yaw_rad)
         for trial in make_plan(3, 1, 4, ("local",), seed=7)[0].trials
     ]
     results = run_trials(twin, lambda: expert(twin), placements, seed=20)
@@ -162,13 +162,13 @@ def test_a_cube_that_the_jaws_cannot_be_brought_around_is_refused(
     twin: LockstepTwin, x_m: float, y_m: float
 ) -> None:
     with pytest.raises(OutOfReach, match="mm off a cube"):
-        twin.reset(Placement(x_m, y_m))
+        twin.reset(CubePlacement(x_m, y_m))
 
 
 @pytest.mark.parametrize("place", [(math.nan, 0.0), (0.19, math.inf), (0.19, 0.0, math.nan)])
 def test_a_place_that_is_no_number_is_refused(place: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="finite"):
-        Placement(*place)
+        CubePlacement(*place)
 
 
 def test_goals_beyond_the_calibrated_range_end_at_it(twin: LockstepTwin) -> None:

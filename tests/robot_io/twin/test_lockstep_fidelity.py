@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robot_io.twin.lockstep import LIFTED_M, LockstepTwin, Placement
+from robot_io.twin.lockstep import LIFTED_M, CubePlacement, LockstepTwin
 from robot_io.twin.trials import demonstrate
 
 pytestmark = pytest.mark.system
@@ -30,7 +30,7 @@ END_M = 0.002  # at most 0.7 mm was seen
 class Lived:
     """One demonstration on the real-time twin: the leader's ticks, and how it ended."""
 
-    placement: Placement
+    placement: CubePlacement
     miss_m: float
     goals: np.ndarray
     joints_rad: np.ndarray
@@ -71,7 +71,7 @@ def lived(
                 cube = truth["cube"]
                 episodes.append(
                     Lived(
-                        Placement(**placed(radius + miss_m, azimuth)),
+                        CubePlacement(**placed(radius + miss_m, azimuth)),
                         miss_m,
                         goals,
                         np.array(truth["joints_rad"]["follower"]),
