@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from agent.config import AgentConfig
-from agent.control.arm_phases import ArmPhase, Effect, Event, next_phase
+from agent.control.arm_phases import ArmEvent, ArmPhase, Effect, next_phase
 from agent.control.arms import Arms
 from agent.control.calibration_session import CalibrationSession
 from agent.control.cameras import Cameras, View
@@ -71,7 +71,7 @@ class ArmController:
         self._parking: Parking | None = None
         self._until_s: float | None = None
         self._reason = ""
-        self._effects: dict[Effect, Callable[[], Event | None]] = {
+        self._effects: dict[Effect, Callable[[], ArmEvent | None]] = {
             Effect.CONNECT: self._connect,
             Effect.HOLD_FOUND: self._hold_found,
             Effect.ENGAGE: self._engage,
@@ -103,7 +103,7 @@ class ArmController:
         """A thread of this process died: keep its line for the status; an arm that moves holds."""
         if line not in self._crashes:
             self._crashes.append(line)
-        self._calls.leave(lambda: self._happened(Event.CRASH, line))
+        self._calls.leave(lambda: self._happened(ArmEvent.CRASH, line))
 
     @property
     def ready(self) -> bool:
@@ -155,7 +155,7 @@ class ArmController:
         """Energise the arm and give command to `source`; park after `seconds`. Raises Refused."""
         self._require_free()
         self._source = source
-        self._handle(Event(purpose))
+        self._handle(ArmEvent(purpose))
         self._until_s = None if seconds is None else self._clock() + seconds
         return self._present_run()
 
@@ -169,12 +169,12 @@ class ArmController:
         """Move to the rest pose, then release; from any phase. Raises Refused."""
         if not self.phase.moving:
             self._require_free()
-        self._handle(Event.PARK)
+        self._handle(ArmEvent.PARK)
         return self._present_run()
 
     def stop_here(self, *, release: bool) -> None:
         """The emergency stop: hold at once, or release. Refuses nothing."""
-        self._handle(Event.ESTOP_RELEASE if release else Event.ESTOP)
+        self._handle(ArmEvent.ESTOP_RELEASE if release else ArmEvent.ESTOP)
 
     def reset(self) -> MotionRun | None:
         """Look at the hardware again; the way to the park pose if the arm is energised.
@@ -182,15 +182,15 @@ class ArmController:
         Raises Refused with the follower's problem.
         """
         self.calibration.abandon()
-        self._handle(Event.RESET)
+        self._handle(ArmEvent.RESET)
         self.require_ready()
         if self.phase is ArmPhase.HOLDING:
-            self._handle(Event.PARK)
+            self._handle(ArmEvent.PARK)
         return self._present_run() if self.phase.energised else None
 
     def calibrate(self, arm: ArmName, step: CalibrationStep) -> dict[str, Any]:
         """Take one step of a calibration; torque is off and stays off. Raises Refused."""
-        self._handle(Event.CALIBRATE)
+        self._handle(ArmEvent.CALIBRATE)
         return self.calibration.step(arm, step)
 
     def look(self) -> View:
@@ -213,19 +213,19 @@ class ArmController:
         if self.phase is ArmPhase.ENDING:
             return
         try:
-            self._handle(Event.END)
+            self._handle(ArmEvent.END)
         except Refused as error:
             log.error("cannot park: %s", error)  # noqa: TRY400
-            self._handle(Event.END_UNPARKED)
+            self._handle(ArmEvent.END_UNPARKED)
         self._until_s = self._clock() + SHUTDOWN_PARK_S
 
     # The phase.
 
-    def _happened(self, event: Event, reason: str) -> None:
+    def _happened(self, event: ArmEvent, reason: str) -> None:
         self._reason = reason
         self._handle(event)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: ArmEvent) -> None:
         """Change the phase, carry the effects out, then take up what they answer.
 
         Raises Refused, with the phase as it was.
@@ -233,7 +233,7 @@ class ArmController:
         before = self.phase
         following = next_phase(before, event)
         self.phase = following.phase
-        answers: list[Event] = []
+        answers: list[ArmEvent] = []
         try:
             for effect in following.effects:
                 answer = self._effects[effect]()
@@ -263,14 +263,14 @@ class ArmController:
         except FirstMoveRefused as error:
             log.warning("refused: %s", error)
             self._present_run().refuse(error)
-            self._handle(Event.FIRST_MOVE_REFUSED)
+            self._handle(ArmEvent.FIRST_MOVE_REFUSED)
         except MotionFault as error:
             self._fault(str(error))
         if self.phase.moving and self._until_s is not None and now_s >= self._until_s:
-            self._handle(Event.OVERDUE)
+            self._handle(ArmEvent.OVERDUE)
         parking = self.phase in (ArmPhase.PARKING, ArmPhase.ENDING)
         if parking and self._parking is not None and self._parking.over(self._clock()):
-            self._handle(Event.PARKED)
+            self._handle(ArmEvent.PARKED)
         self._settle()
 
     def _fault(self, reason: str) -> None:
@@ -279,14 +279,14 @@ class ArmController:
             self.arms.lose("leader", reason)
         follower = self.arms.follower
         gone = follower is not None and not follower.bus.is_open
-        self._happened(Event.PORT_LOST if gone else Event.FAULT, reason)
+        self._happened(ArmEvent.PORT_LOST if gone else ArmEvent.FAULT, reason)
 
     def _idle_tick(self) -> None:
         now_s = self._clock()
         self.view = self.cameras.look()
         self.calibration.observe()
         if self.arms.problems and self.calibration.busy is None and now_s >= self._reconnect_s:
-            self._handle(Event.LOOK)
+            self._handle(ArmEvent.LOOK)
         self._adopt()
         if self.phase.energised:
             return
@@ -294,21 +294,21 @@ class ArmController:
             self._make_motion()
         reason = self._watch.look(self.motion, now_s)
         if reason is not None:
-            self._happened(Event.PORT_LOST, reason)
+            self._happened(ArmEvent.PORT_LOST, reason)
 
     def _adopt(self) -> None:
         """Bring the phase in line with what a calibration did to the follower."""
         if self.arms.follower is None and self.phase.released:
-            self._handle(Event.TAKEN)
+            self._handle(ArmEvent.TAKEN)
         elif self.arms.follower is not None and not self.phase.connected:
             self._handle(self._found())
 
-    def _found(self) -> Event:
+    def _found(self) -> ArmEvent:
         self._watch.restart()
         if not self.arms.found_energised:
-            return Event.FOUND
+            return ArmEvent.FOUND
         self._reason = "the arm was found energised; `armada reset` parks it"
-        return Event.FOUND_ENERGISED
+        return ArmEvent.FOUND_ENERGISED
 
     def _make_motion(self) -> MotionLoop:
         """The loop of the follower that is connected now."""
@@ -322,12 +322,12 @@ class ArmController:
 
     # Effects. Each answers with an event, or None.
 
-    def _connect(self) -> Event | None:
+    def _connect(self) -> ArmEvent | None:
         self.arms.connect(skip=self.calibration.busy)
         self._reconnect_s = self._clock() + RECONNECT_S
         if self.phase.connected:
             return None
-        return Event.NOT_FOUND if self.arms.follower is None else self._found()
+        return ArmEvent.NOT_FOUND if self.arms.follower is None else self._found()
 
     def _hold_found(self) -> None:
         try:
@@ -372,15 +372,15 @@ class ArmController:
         self.arms.lose("follower", self._reason)
         self.motion = None
 
-    def _release(self) -> Event:
+    def _release(self) -> ArmEvent:
         self._hold()
         failures = self.arms.release_follower()
         if failures:
             names = ", ".join(failures)
             self._reason = f"follower: {names} may be energised still; reset tries again"
-            return Event.RELEASE_FAILED
+            return ArmEvent.RELEASE_FAILED
         log.info("released")
-        return Event.RELEASED
+        return ArmEvent.RELEASED
 
     def _let_go(self) -> None:
         for joint, error in self.arms.release_follower().items():

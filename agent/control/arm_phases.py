@@ -65,7 +65,7 @@ _PURPOSES = {
 }
 
 
-class Event(StrEnum):
+class ArmEvent(StrEnum):
     """What may happen: what somebody asks for, and what the hardware, clock or sources report."""
 
     TELEOP = "teleop"
@@ -117,16 +117,16 @@ class Transition:
     effects: tuple[Effect, ...] = ()
 
 
-_P, _E, _F = ArmPhase, Event, Effect
+_P, _E, _F = ArmPhase, ArmEvent, Effect
 
 COMMANDS = frozenset({_E.TELEOP, _E.ROLLOUT, _E.PARK, _E.CALIBRATE})
 
-TRANSITIONS: dict[tuple[ArmPhase, Event], Transition] = {}
+TRANSITIONS: dict[tuple[ArmPhase, ArmEvent], Transition] = {}
 
 
 def _when(
     phases: ArmPhase | Iterable[ArmPhase],
-    event: Event,
+    event: ArmEvent,
     phase: ArmPhase | None,
     *effects: Effect,
 ) -> None:
@@ -194,7 +194,7 @@ _when(_HELD, _E.PORT_LOST, _P.LOST, _F.LOSE_PORT)  # the fault, or the stop, is 
 _when((_P.IDLE, _P.HALTED), _E.PORT_LOST, _P.LOST, _F.LOSE_PORT, _F.ANNOUNCE_FAULT)
 
 
-def next_phase(phase: ArmPhase, event: Event) -> Transition:
+def next_phase(phase: ArmPhase, event: ArmEvent) -> Transition:
     """What follows. A pair that is not in the table changes nothing, but a command is refused.
 
     Raises Refused, with what to do about it.
@@ -207,7 +207,7 @@ def next_phase(phase: ArmPhase, event: Event) -> Transition:
     return Transition(phase)
 
 
-def _why_not(phase: ArmPhase, event: Event) -> str:
+def _why_not(phase: ArmPhase, event: ArmEvent) -> str:
     if phase in (_P.ENDING, _P.ENDED):
         return ENDING
     if event is _E.CALIBRATE and phase.energised:

@@ -57,22 +57,22 @@ class SuperNodeStatus:
 
 
 @dataclass(frozen=True)
-class Connection:
+class SuperLinkConnection:
     """What the SuperNode's process told of its connection so far (see `supernode_process`)."""
 
     node_id: int | None = None
     trouble: str | None = None
     detail: str = ""
 
-    def after(self, message: Mapping[str, Any]) -> Connection:
+    def after(self, message: Mapping[str, Any]) -> SuperLinkConnection:
         """With one more message of its link."""
         match message:
             case {"kind": "connected", "node_id": int(node_id)}:
-                return Connection(node_id)
+                return SuperLinkConnection(node_id)
             case {"kind": "trouble", "trouble": str(trouble), "detail": str(detail)}:
                 return replace(self, trouble=trouble, detail=detail)
             case {"kind": "well"}:
-                return Connection(self.node_id)
+                return SuperLinkConnection(self.node_id)
         return self
 
     def error(self, bundle: Bundle) -> str | None:
@@ -104,7 +104,7 @@ class _Children:
     client: ChildProcess
     link: ParentLink
     started_s: float
-    connection: Connection = Connection()
+    connection: SuperLinkConnection = SuperLinkConnection()
 
     def listen(self) -> None:
         try:

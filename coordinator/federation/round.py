@@ -18,6 +18,7 @@ from flwr.app import RecordDict
 
 from coordinator.campaign.reply import AnyReply, ContributionReply, Reply, merged_bases
 from coordinator.federation.errors import FederationError, RoundFailed
+from coordinator.federation.fleet import NodeReply
 from coordinator.federation.gate import Received, Standing, judge
 from coordinator.federation.orders import Member, RoundOrder, RoundResult, canonical_key
 from coordinator.federation.strategies import aggregate, load_memory, save_memory
@@ -50,19 +51,6 @@ WEIGHTS_NAME = "weights.safetensors"
 NOT_CONNECTED = "its SuperNode is not connected to the SuperLink"
 
 log = logging.getLogger(__name__)
-
-
-class NodeReply(Protocol):
-    """What came from one member's node: content, or the problem that stands in its place."""
-
-    @property
-    def public_key(self) -> str: ...
-    @property
-    def content(self) -> RecordDict | None: ...
-    @property
-    def problem(self) -> str | None: ...
-    @property
-    def seconds(self) -> float: ...
 
 
 class Fleet(Protocol):

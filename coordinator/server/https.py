@@ -29,8 +29,8 @@ from coordinator.errors import CoordinatorError
 from coordinator.identity.layout import Layout
 from coordinator.releases import ReleaseRepository
 from host.complaints import first_complaint
-from protocol.messages import CommandWord
 from host.threads import OnCrash, spawn
+from protocol.messages import CommandWord
 from protocol.topics import COORDINATOR_IDENTITY
 
 log = logging.getLogger(__name__)

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from agent.control.arm_phases import (
     COMMANDS,
     TRANSITIONS,
+    ArmEvent,
     ArmPhase,
     Effect,
-    Event,
     next_phase,
 )
 from agent.errors import Refused
 
-P, E, F = ArmPhase, Event, Effect
-PAIRS = list(itertools.product(ArmPhase, Event))
+P, E, F = ArmPhase, ArmEvent, Effect
+PAIRS = list(itertools.product(ArmPhase, ArmEvent))
 STOPS = (E.ESTOP, E.ESTOP_RELEASE)
 SOURCES = (P.TELEOP, P.ROLLOUT)
 
@@ -57,8 +57,8 @@ def test_every_pair_is_what_the_matrix_says() -> None:
     header, *lines = MATRIX.splitlines()
     phases = list(ArmPhase)
     assert header.split() == [phase.value[:4] for phase in phases]
-    rows = {Event(event): words for event, *words in map(str.split, lines)}
-    assert list(rows) == list(Event)
+    rows = {ArmEvent(event): words for event, *words in map(str.split, lines)}
+    assert list(rows) == list(ArmEvent)
     for phase, event in PAIRS:
         word = rows[event][phases.index(phase)]
         transition = TRANSITIONS.get((phase, event))
@@ -71,7 +71,7 @@ def test_every_pair_is_what_the_matrix_says() -> None:
 
 
 @pytest.mark.parametrize(("phase", "event"), PAIRS)
-def test_every_pair_is_decided(phase: ArmPhase, event: Event) -> None:
+def test_every_pair_is_decided(phase: ArmPhase, event: ArmEvent) -> None:
     if (phase, event) in TRANSITIONS:
         assert next_phase(phase, event) is TRANSITIONS[phase, event]
     elif event in COMMANDS:
@@ -83,7 +83,7 @@ def test_every_pair_is_decided(phase: ArmPhase, event: Event) -> None:
 
 
 @pytest.mark.parametrize(("phase", "event"), PAIRS)
-def test_the_effects_fit_the_phases(phase: ArmPhase, event: Event) -> None:
+def test_the_effects_fit_the_phases(phase: ArmPhase, event: ArmEvent) -> None:
     """What any single transition must keep, whatever it is for."""
     if (phase, event) not in TRANSITIONS:
         return
@@ -109,11 +109,11 @@ def test_the_effects_fit_the_phases(phase: ArmPhase, event: Event) -> None:
 @pytest.mark.parametrize("phase", ArmPhase)
 @pytest.mark.parametrize("stop", STOPS)
 def test_an_emergency_stop_is_never_refused_and_nobody_commands_after_it(
-    phase: ArmPhase, stop: Event
+    phase: ArmPhase, stop: ArmEvent
 ) -> None:
     after = next_phase(phase, stop).phase
     assert not after.moving
-    for event in Event:
+    for event in ArmEvent:
         if event is E.RESET:
             continue
         try:
@@ -125,7 +125,7 @@ def test_an_emergency_stop_is_never_refused_and_nobody_commands_after_it(
 
 @pytest.mark.parametrize("phase", SOURCES)
 @pytest.mark.parametrize("event", [E.PARK, E.OVERDUE, E.FIRST_MOVE_REFUSED, E.RESET])
-def test_whatever_ends_a_motion_well_parks(phase: ArmPhase, event: Event) -> None:
+def test_whatever_ends_a_motion_well_parks(phase: ArmPhase, event: ArmEvent) -> None:
     following = next_phase(phase, event)
     assert following.phase is P.PARKING
     assert following.effects[-1] is F.PARK
@@ -133,7 +133,9 @@ def test_whatever_ends_a_motion_well_parks(phase: ArmPhase, event: Event) -> Non
 
 @pytest.mark.parametrize("phase", [phase for phase in ArmPhase if phase.moving])
 @pytest.mark.parametrize("event", [E.FAULT, E.PORT_LOST])
-def test_a_fault_in_motion_is_announced_and_held_or_closed(phase: ArmPhase, event: Event) -> None:
+def test_a_fault_in_motion_is_announced_and_held_or_closed(
+    phase: ArmPhase, event: ArmEvent
+) -> None:
     following = next_phase(phase, event)
     assert F.ANNOUNCE_FAULT in following.effects
     assert following.phase in (P.HOLDING, P.LOST, P.ENDED)
@@ -160,7 +162,7 @@ def test_a_refusal_says_what_to_do() -> None:
 class World:
     """An arm that obeys effects, and answers as the hardware may."""
 
-    found: Event = E.NOT_FOUND
+    found: ArmEvent = E.NOT_FOUND
     sticks: bool = False  # a servo keeps its torque
     refuses: bool = False  # it cannot be energised
     phase: ArmPhase = P.CLOSED
@@ -168,7 +170,7 @@ class World:
     commander: str | None = None
     said: list[str] = field(default_factory=list)
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: ArmEvent) -> None:
         before = self.phase
         following = next_phase(before, event)
         if F.ENGAGE in following.effects and self.refuses:
@@ -179,7 +181,7 @@ class World:
             if answer is not None:
                 self.handle(answer)
 
-    def do(self, effect: Effect) -> Event | None:
+    def do(self, effect: Effect) -> ArmEvent | None:
         match effect:
             case F.CONNECT:
                 if self.phase.connected:
@@ -218,7 +220,7 @@ ASKED_FOR = {
 }
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from([event for event in Event if event not in ASKED_FOR]),
+        st.sampled_from([event for event in ArmEvent if event not in ASKED_FOR]),
         st.sampled_from([E.FOUND, E.FOUND_ENERGISED, E.NOT_FOUND]),
         st.booleans(),
         st.booleans(),
@@ -228,7 +230,9 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_no_sequence_breaks_the_promises(steps: list[tuple[Event, Event, bool, bool]]) -> None:
+def test_no_sequence_breaks_the_promises(
+    steps: list[tuple[ArmEvent, ArmEvent, bool, bool]],
+) -> None:
     world = World()
     stopped = ended = False
     for event, found, sticks, refuses in steps:
@@ -265,7 +269,7 @@ def test_no_sequence_breaks_the_promises(steps: list[tuple[Event, Event, bool, b
 
 @given(STEPS, st.booleans())
 def test_every_end_comes_to_its_end(
-    steps: list[tuple[Event, Event, bool, bool]], sticks: bool
+    steps: list[tuple[ArmEvent, ArmEvent, bool, bool]], sticks: bool
 ) -> None:
     """From wherever: the end is reached by a park that arrives, or by its time."""
     world = World()

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import pytest
 
-from agent.federation.supernode import Connection, SuperNode
+from agent.federation.supernode import SuperLinkConnection, SuperNode
 from protocol.bundle import Bundle, BundleInfo, Endpoint
 
 
@@ -55,7 +55,7 @@ def bundle(tmp_path):
     ],
 )
 def test_what_the_connection_does_comes_down_to_one_line(bundle, messages, told):
-    connection = reduce(Connection.after, messages, Connection())
+    connection = reduce(SuperLinkConnection.after, messages, SuperLinkConnection())
     line = connection.error(bundle)
     if told is None:
         assert line is None
@@ -67,9 +67,9 @@ def test_what_the_connection_does_comes_down_to_one_line(bundle, messages, told)
 
 def test_a_connection_that_was_lost_keeps_its_node():
     told = [{"kind": "connected", "node_id": 7}, trouble("silence"), {"kind": "well"}]
-    assert [c.node_id for c in accumulate(told, Connection.after, initial=Connection())] == [
-        None, 7, 7, 7,
-    ]  # fmt: skip
+    first = SuperLinkConnection()
+    seen = list(accumulate(told, SuperLinkConnection.after, initial=first))
+    assert [connection.node_id for connection in seen] == [None, 7, 7, 7]
 
 
 def test_before_start_and_after_stop_nothing_runs(bundle, tmp_path):
