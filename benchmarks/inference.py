@@ -34,6 +34,7 @@ from agent.config import FEATURES, load_config
 from agent.control.observation import Observation
 from agent.control.policy_source import PolicySource
 from agent.inference.channel import PolicyChannel
+from policy.kinds.act import ActSpec
 from policy.spec import CameraSpec, PolicySpec
 from protocol.manifest import POLICY_NAME, write_manifest
 
@@ -174,7 +175,7 @@ def measure(
     config_path.write_text(CONFIG.format(height=height, width=width, fps=FPS, hold_s=MAX_HOLD_S))
     config = load_config(config_path)
     seen = () if camera is None else (CameraSpec(name="overhead", height=height, width=width),)
-    spec = PolicySpec(
+    spec = ActSpec(
         state_names=FEATURES,
         action_names=FEATURES,
         environment_names=config.environment_names,

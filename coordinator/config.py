@@ -11,7 +11,8 @@ from pydantic_settings import SettingsConfigDict
 
 from coordinator.errors import ConfigError
 from host.settings import BadSettings, Settings, Table, load_settings
-from policy.errors import BadSpec
+from policy.errors import BadSpec, NotExportable
+from policy.kinds import require_exportable
 from policy.spec import PolicySpec
 from protocol.eligibility import MAX_BASES
 from protocol.fields import LocalWork
@@ -303,9 +304,12 @@ class CoordinatorConfig(Settings):
 
 
 def policy_spec(config: CoordinatorConfig, features: Features) -> PolicySpec:
-    """The policy's specification: [policy] and the names the robots have; raises ConfigError."""
+    """The policy's specification: [policy] and the names the robots have.
+
+    Raises ConfigError, also for a kind that can be trained but not released.
+    """
     try:
-        return PolicySpec.from_json(
+        spec = PolicySpec.from_json(
             {
                 **config.policy,
                 "state_names": list(features.state_names),
@@ -314,7 +318,9 @@ def policy_spec(config: CoordinatorConfig, features: Features) -> PolicySpec:
                 "fps": round(features.fps),
             }
         )
-    except BadSpec as error:
+        require_exportable(spec)
+        return spec
+    except (BadSpec, NotExportable) as error:
         raise ConfigError(f"[policy]: {error}") from error
 
 
@@ -337,7 +343,7 @@ def render_config(fleet: str, host: str, ports: Ports) -> str:
     policy = "\n".join(
         f"# {key} = {str(value).lower() if isinstance(value, bool) else value}"
         for key, value in defaults.items()
-        if key not in given
+        if key not in given and value is not None
     )
     return f"""\
 # Armada coordinator. Ports are on `host`; all keys are checked, unknown ones are refused.

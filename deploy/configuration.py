@@ -18,6 +18,7 @@ from coordinator.config import CONFIG_NAME, CoordinatorConfig
 from coordinator.config import MISSING as COORDINATOR_MISSING
 from host.command_line import command_group, run_command_line
 from host.settings import BadSettings, Settings, settings_in_force, variable_of
+from policy.kinds import KINDS, kind_of
 from policy.spec import PolicySpec
 
 
@@ -28,13 +29,17 @@ class ConfigurationFile:
     name: str
     kind: type[Settings]
     missing: str
-    inside: tuple[tuple[str, type[BaseModel]], ...] = ()  # tables that are another room's model
+    # Tables that are another room's model; those after the first add to it.
+    inside: tuple[tuple[str, tuple[type[BaseModel], ...]], ...] = ()
 
 
 FILES = (
     ConfigurationFile("agent.toml", AgentConfig, AGENT_MISSING),
     ConfigurationFile(
-        CONFIG_NAME, CoordinatorConfig, COORDINATOR_MISSING, (("policy", PolicySpec),)
+        CONFIG_NAME,
+        CoordinatorConfig,
+        COORDINATOR_MISSING,
+        (("policy", (PolicySpec, *(kind_of(kind).spec for kind in KINDS))),),
     ),
 )
 
@@ -114,10 +119,20 @@ def render_reference() -> str:
         variable = variable_of(file.kind, "section.key")
         parts += ["", f"## {file.name}", "", f"Variables: `{variable}`."]
         schema = file.kind.model_json_schema()
-        for name, model in file.inside:
-            inner = model.model_json_schema()
-            schema["$defs"] |= {**inner.pop("$defs", {}), model.__name__: inner}
-            schema["properties"][name] = {"$ref": f"#/$defs/{model.__name__}"}
+        for name, models in file.inside:
+            common: dict[str, Any] = {}
+            for model in models:
+                inner = model.model_json_schema()
+                schema["$defs"] |= {**inner.pop("$defs", {}), model.__name__: inner}
+                own = {
+                    key: entry
+                    for key, entry in inner["properties"].items()
+                    if entry != common.get(key)
+                }
+                common, inner["properties"] = common or own, own
+            schema["properties"][name] = {
+                "anyOf": [{"$ref": f"#/$defs/{model.__name__}"} for model in models]
+            }
         parts += _sections(schema)
     return "\n".join(parts) + "\n"
 

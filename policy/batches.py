@@ -20,11 +20,13 @@ import torch
 
 from policy.build import Tensors, build_processors
 from policy.errors import BadDataset, NoEpisodes
+from policy.kinds import kind_of
 from policy.spec import ACTION, ENVIRONMENT, STATE, PolicySpec
 from policy.statistics import Normalizer
 from policy.weights import Array
 
 PADDING = "action_is_pad"
+TASK = "task"  # LeRobot's key for what the episode does, in words
 
 
 class Batches(Protocol):
@@ -170,6 +172,7 @@ class VectorBatches:
         scaled = preprocess(raw)
         self._inputs = {name: scaled[name] for name in spec.vectors if name != ACTION}
         self._actions = scaled[ACTION]
+        self._arrange = kind_of(spec.kind).arrange
         self._last = torch.from_numpy(last_frames(frames.episode))
         self._offsets = torch.arange(spec.chunk_size)
         self._batch_size = min(spec.batch_size, len(frames.episode))
@@ -192,7 +195,7 @@ class VectorBatches:
         batch = {name: values[rows] for name, values in self._inputs.items()}
         batch[ACTION] = self._actions[torch.minimum(wanted, last)]
         batch[PADDING] = wanted > last
-        return batch
+        return self._arrange(batch)
 
 
 class ImageBatches:
@@ -219,6 +222,7 @@ class ImageBatches:
             return_uint8=True,
         )
         self._preprocess, _ = build_processors(spec, normalizer)
+        self._kind = kind_of(spec.kind)
         self._vectors = list(spec.vectors)
         self._cameras = [camera.key for camera in spec.cameras]
         self._rows = _Shuffled(self.examples, min(spec.batch_size, self.examples), seed)
@@ -236,12 +240,16 @@ class ImageBatches:
 
     def _collate(self, rows: torch.Tensor) -> Tensors:
         items = [self._dataset[int(row)] for row in rows]
-        raw = {name: torch.stack([item[name] for item in items]) for name in self._vectors}
+        raw: dict[str, Any] = {
+            name: torch.stack([item[name] for item in items]) for name in self._vectors
+        }
+        if self._kind.words:
+            raw[TASK] = [item[TASK] for item in items]
         for key in self._cameras:
             raw[key] = torch.stack([item[key] for item in items]).to(torch.float32) / 255.0
         batch = dict(self._preprocess(raw))
         batch[PADDING] = torch.stack([item[PADDING] for item in items])
-        return batch
+        return self._kind.arrange(batch)
 
 
 class _Shuffled:

@@ -1,11 +1,12 @@
 """A LeRobot policy from a spec, and its trainable weights as plain arrays.
 
-The policy, its configuration and its processors are LeRobot's own (ACT, Zhao et al. 2023); nothing
-is downloaded: the vision backbone starts untrained.
+The policy, its configuration and its processors are LeRobot's own, adapted by its kind
+(``policy.kinds``). Nothing is downloaded.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies import get_policy_class, make_policy_config, make_pre_post_processors
 
-from policy.errors import BadWeights
+from policy.errors import BadWeights, MissingPackage
+from policy.kinds import kind_of
 from policy.spec import ACTION, ENVIRONMENT, STATE, PolicySpec
 from policy.statistics import Normalizer
 from policy.weights import Array, Weights
@@ -27,60 +29,58 @@ type Tensors = dict[str, torch.Tensor]
 
 
 def build_policy(spec: PolicySpec, normalizer: Normalizer, seed: int) -> torch.nn.Module:
-    """An untrained policy on the CPU: LeRobot's ``ACTPolicy``, the same weights for equal seeds.
+    """An untrained policy on the CPU: LeRobot's own, the same weights for equal seeds.
 
-    Raises BadStatistics when the normaliser is not of the spec's features. The caller's random
-    state is left as it was.
+    Raises BadStatistics when the normaliser is not of the spec's features, MissingPackage. The
+    caller's random state is left as it was.
     """
     normalizer.require(spec.vectors)
+    kind = kind_of(spec.kind)
+    absent = [name for name in kind.packages if importlib.util.find_spec(name) is None]
+    if absent:
+        raise MissingPackage(
+            f"a policy of kind {spec.kind} needs {', '.join(absent)}: install armada[{spec.kind}]"
+        )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(kind.seed(spec, seed))
         policy: torch.nn.Module = get_policy_class(spec.kind)(build_config(spec))
+        kind.prepare(policy, spec)
     return policy
 
 
 def build_config(spec: PolicySpec) -> Any:
-    """LeRobot's ``ACTConfig`` for a spec."""
+    """LeRobot's configuration for a spec."""
     inputs = {STATE: PolicyFeature(FeatureType.STATE, (len(spec.state_names),))}
-    if spec.environment_names:
+    if ENVIRONMENT in spec.vectors:
         inputs[ENVIRONMENT] = PolicyFeature(FeatureType.ENV, (len(spec.environment_names),))
     for camera in spec.cameras:
         inputs[camera.key] = PolicyFeature(FeatureType.VISUAL, (3, camera.height, camera.width))
+    kind = kind_of(spec.kind)
     return make_policy_config(
         spec.kind,
         input_features=inputs,
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (len(spec.action_names),))},
         # LeRobot's default leaves the environment state in raw metres.
-        normalization_mapping=dict.fromkeys(
-            ("VISUAL", "STATE", "ENV", "ACTION"), NormalizationMode.MEAN_STD
-        ),
+        normalization_mapping={
+            **dict.fromkeys(("STATE", "ENV", "ACTION"), NormalizationMode.MEAN_STD),
+            "VISUAL": NormalizationMode(kind.pictures),
+        },
         device="cpu",
         push_to_hub=False,
-        pretrained_backbone_weights=None,
-        chunk_size=spec.chunk_size,
-        n_action_steps=spec.chunk_size,
-        dim_model=spec.dim_model,
-        n_heads=spec.n_heads,
-        dim_feedforward=spec.dim_feedforward,
-        n_encoder_layers=spec.n_encoder_layers,
-        n_decoder_layers=spec.n_decoder_layers,
-        use_vae=spec.use_vae,
-        n_vae_encoder_layers=spec.n_vae_encoder_layers,
-        latent_dim=spec.latent_dim,
-        dropout=spec.dropout,
         optimizer_lr=spec.learning_rate,
-        optimizer_lr_backbone=spec.learning_rate / 10,
         optimizer_weight_decay=spec.weight_decay,
+        **kind.config(spec),
     )
 
 
 def build_processors(
     spec: PolicySpec, normalizer: Normalizer
-) -> tuple[Callable[[Tensors], Tensors], Callable[[torch.Tensor], torch.Tensor]]:
-    """LeRobot's own pre- and post-processor with the fleet's statistics.
+) -> tuple[Callable[[dict[str, Any]], Tensors], Callable[[torch.Tensor], torch.Tensor]]:
+    """From raw features to what the policy takes, and back, by LeRobot's own processors.
 
-    The first takes raw features (images float in 0..1, [B,3,H,W]) and normalises them; the second
-    brings normalised actions [..., A] back to raw units.
+    The first takes raw features (images float in 0..1, [B,3,H,W]; ``task``, a list of B texts,
+    where the kind reads words) and gives normalised ones; the second brings normalised actions
+    [..., A] back to raw units.
     """
     normalizer.require(spec.vectors)
     stats = {

@@ -41,3 +41,15 @@ class NoEpisodes(PolicyError, LookupError):
 
 class ParityFailed(PolicyError, ArithmeticError):
     """The exported graph does not compute what the trained policy computes."""
+
+
+class MissingPackage(PolicyError, ImportError):
+    """A kind of policy needs a package that is not installed."""
+
+
+class MissingArtefact(PolicyError, FileNotFoundError):
+    """A file that a policy starts from is not at this host, or is another one."""
+
+
+class NotExportable(PolicyError, NotImplementedError):
+    """No graph can be made of a kind of policy yet, so it can drive no arm."""

@@ -25,9 +25,12 @@ import torch
 from host.files import write_durable
 from policy.build import IMAGE_MEAN, IMAGE_STD, build_processors, read_weights
 from policy.errors import ParityFailed
+from policy.kinds import kind_of, require_exportable
+from policy.kinds.adapter import MEAN_STD
 from policy.session import METADATA_KEY, OnnxPolicy, blank_observation, input_shapes
 from policy.spec import ACTION, PolicySpec
 from policy.statistics import Normalizer
+from policy.train import evaluating
 from policy.weights import Array, weights_digest
 
 # Largest difference from LeRobot's own actions, raw joint units: for the exporter and for every
@@ -66,8 +69,10 @@ def export_policy(
 ) -> ExportedPolicy:
     """Write ``path`` durably, and check it against LeRobot's own pipeline.
 
-    Raises BadStatistics, ParityFailed, BadModelFile, OSError; what was written then stays.
+    Raises NotExportable, BadStatistics, ParityFailed, BadModelFile, OSError; what was written then
+    stays.
     """
+    require_exportable(spec)
     about = {
         "version": version,
         "round": round_number,
@@ -105,19 +110,20 @@ def onnx_bytes(
     """The file's content: normaliser inside, inputs fed by name, any batch size.
 
     Inputs ``observation.state`` f32 [B,S], ``observation.environment_state`` f32 [B,E] (if any),
-    ``observation.images.<camera>`` u8 [B,H,W,3]; output ``action`` f32 [B,C,A] in raw units.
-    ``metadata`` travels as JSON under the key "armada". Raises BadStatistics.
+    ``observation.images.<camera>`` u8 [B,H,W,3], then those of its kind, such as ``noise`` f32
+    [B,C,A]; output ``action`` f32 [B,C,A] in raw units. ``metadata`` travels as JSON under the key
+    "armada". Raises BadStatistics.
     """
     normalizer.require(spec.vectors)
-    graph = _Deployed(policy, spec, normalizer).eval()
+    graph = _Deployed(policy, spec, normalizer)
     # Two rows: an example of one row would be folded into the graph as a constant.
     blank = blank_observation(spec)
     names = list(blank)
     examples = tuple(torch.from_numpy(np.stack([value, value])) for value in blank.values())
     buffer = io.BytesIO()
-    with _evaluating(policy), torch.no_grad(), _quiet():
+    with evaluating(policy), _quiet():
         torch.onnx.export(
-            graph,
+            graph.eval(),
             examples,
             buffer,
             input_names=names,
@@ -147,9 +153,10 @@ def lerobot_chunks(
     That is its preprocessor, ``predict_action_chunk`` and postprocessor. No batch axis.
     """
     preprocess, postprocess = build_processors(spec, normalizer)
+    kind = kind_of(spec.kind)
     cameras = {camera.key for camera in spec.cameras}
     chunks = []
-    with _evaluating(policy), torch.no_grad():
+    with evaluating(policy):
         for observation in observations:
             raw = {}
             for name in input_shapes(spec):
@@ -157,7 +164,8 @@ def lerobot_chunks(
                 if name in cameras:
                     value = value.movedim(-1, -3).to(torch.float32) / 255.0
                 raw[name] = value
-            chunk = postprocess(policy.predict_action_chunk(preprocess(raw)))[0]
+            extra = {name: raw.pop(name) for name in kind.extra_inputs(spec)}
+            chunk = postprocess(kind.predict(policy, kind.arrange(preprocess(raw)), extra))[0]
             chunks.append(chunk.to(torch.float32).numpy())
     return chunks
 
@@ -198,60 +206,54 @@ def golden_observations(
         for camera in spec.cameras:
             shape = (camera.height, camera.width, 3)
             observation[camera.key] = random.integers(0, 256, shape, dtype=np.uint8)
-        observations.append(observation)
+        observations.append(observation | kind_of(spec.kind).draw_extra_inputs(spec, random))
     return observations
 
 
 class _Deployed(torch.nn.Module):
-    """Normalise, run ACT, bring the actions back to raw units."""
+    """Normalise, predict, bring the actions back to raw units."""
 
     def __init__(self, policy: torch.nn.Module, spec: PolicySpec, normalizer: Normalizer) -> None:
         super().__init__()
-        self._act = policy.model
+        self._policy = policy
+        self._kind = kind_of(spec.kind)
         self._names = list(input_shapes(spec))
+        self._extra = self._kind.extra_inputs(spec)
         self._cameras = {camera.key for camera in spec.cameras}
-        self._means: list[torch.Tensor] = []
-        self._stds: list[torch.Tensor] = []
-        for name in self._names:
-            if name in self._cameras:
-                mean, std = torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD)
-            else:
-                mean = torch.from_numpy(normalizer.mean(name))
-                std = torch.from_numpy(normalizer.std(name))
-            self._means.append(mean)
-            self._stds.append(std + _EPSILON)
+        self._scales: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
+            name: (
+                torch.from_numpy(normalizer.mean(name)),
+                torch.from_numpy(normalizer.std(name)) + _EPSILON,
+            )
+            for name in spec.vectors
+        }
         self._action_mean = torch.from_numpy(normalizer.mean(ACTION))
         self._action_std = torch.from_numpy(normalizer.std(ACTION))
+        self._image_scale = (
+            (torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD) + _EPSILON)
+            if self._kind.pictures == MEAN_STD
+            else (torch.zeros(3), torch.ones(3))
+        )
 
     def forward(self, *raw: torch.Tensor) -> torch.Tensor:
         batch: dict[str, Any] = {}
-        images = []
-        for name, value, mean, std in zip(self._names, raw, self._means, self._stds, strict=True):
-            if name in self._cameras:
-                scaled = (value.to(torch.float32) / 255.0 - mean) / std
-                images.append(scaled.permute(0, 3, 1, 2))
+        extra = {}
+        for name, value in zip(self._names, raw, strict=True):
+            if name in self._extra:
+                extra[name] = value
+            elif name in self._cameras:
+                mean, std = self._image_scale
+                batch[name] = ((value.to(torch.float32) / 255.0 - mean) / std).permute(0, 3, 1, 2)
             else:
+                mean, std = self._scales[name]
                 batch[name] = (value - mean) / std
-        if images:
-            batch["observation.images"] = images
-        actions, _ = self._act(batch)
+        actions = self._kind.predict(self._policy, self._kind.arrange(batch), extra)
         return actions * self._action_std + self._action_mean
 
 
 def _golden_count(spec: PolicySpec) -> int:
     values = sum(math.prod(shape) for shape in input_shapes(spec).values())
     return max(1, min(_MAX_GOLDEN, _MAX_GOLDEN_VALUES // values))
-
-
-@contextlib.contextmanager
-def _evaluating(policy: torch.nn.Module) -> Iterator[None]:
-    """Without dropout and the VAE's encoder; afterwards in the mode that it was in."""
-    training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(training)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from policy.errors import BadModelFile, BadObservation, InferenceFailed
+from policy.kinds import kind_of
 from policy.spec import ACTION, PolicySpec
 
 type Array = NDArray[Any]
@@ -108,11 +109,15 @@ class OnnxPolicy:
 
 
 def input_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
-    """The graph's inputs in order, without their leading axis: [S], [E] (if any), [H, W, 3]."""
+    """The graph's inputs in order, without their leading axis: [S], [E] (if any), [H, W, 3].
+
+    Then what else its kind asks for, such as ``noise`` [C, A].
+    """
     shapes: dict[str, tuple[int, ...]] = {
         name: (len(names),) for name, names in spec.vectors.items() if name != ACTION
     }
-    return shapes | {camera.key: (camera.height, camera.width, 3) for camera in spec.cameras}
+    shapes |= {camera.key: (camera.height, camera.width, 3) for camera in spec.cameras}
+    return shapes | kind_of(spec.kind).extra_inputs(spec)
 
 
 def as_observation(spec: PolicySpec, values: Mapping[str, Any]) -> dict[str, Array]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from policy.errors import BadSpec
+from policy.kinds import kind_of
 
 # LeRobot's names for what a policy sees and does.
 STATE = "observation.state"
@@ -34,17 +35,16 @@ class CameraSpec(BaseModel):
 
 
 class PolicySpec(BaseModel):
-    """What the policy sees and does, its size, and how it is trained.
+    """What the policy sees and does, and how it is trained; each kind adds its sizes.
 
     Names state the order of each vector; joints are in calibrated joint units (degrees, gripper
-    0..100). The defaults are sized for one CPU thread: a policy that sees joints and the pose of
-    one object.
+    0..100).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    kind: Literal["act"] = "act"
-    """LeRobot's name of the policy."""
+    kind: str
+    """LeRobot's name of the policy, "act" where it is left out; it brings keys of its own."""
     state_names: tuple[str, ...] = Field(min_length=1)
     """From the robots."""
     environment_names: tuple[str, ...] = ()
@@ -57,25 +57,6 @@ class PolicySpec(BaseModel):
     """From the robots."""
     chunk_size: int = Field(default=30, gt=0, le=1000)
     """Actions that are planned at once."""
-
-    dim_model: int = Field(default=64, gt=0)
-    """Width of the transformer, a multiple of n_heads."""
-    n_heads: int = Field(default=4, gt=0)
-    """Attention heads."""
-    dim_feedforward: int = Field(default=128, gt=0)
-    """Width of the feed-forward layers."""
-    n_encoder_layers: int = Field(default=1, gt=0)
-    """Transformer encoder layers."""
-    n_decoder_layers: int = Field(default=1, gt=0)
-    """Transformer decoder layers."""
-    use_vae: bool = False
-    """ACT's variational objective."""
-    n_vae_encoder_layers: int = Field(default=2, gt=0)
-    """Layers of the VAE's encoder."""
-    latent_dim: int = Field(default=8, gt=0)
-    """Of the VAE."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """In the transformer, while training."""
 
     learning_rate: float = Field(default=3e-4, gt=0.0)
     """Of the first round."""
@@ -95,12 +76,6 @@ class PolicySpec(BaseModel):
                 "the policy sees nothing but its own joints: "
                 "give at least one camera or one environment name"
             )
-        if self.dim_model % self.n_heads:
-            raise ValueError(
-                f"dim_model {self.dim_model} must be a multiple of n_heads {self.n_heads}"
-            )
-        if self.cameras and self.dim_model % 2:
-            raise ValueError("dim_model must be even when the policy sees a camera")
         for label, names in (
             ("state_names", self.state_names),
             ("environment_names", self.environment_names),
@@ -128,14 +103,14 @@ class PolicySpec(BaseModel):
         """A dictionary of plain JSON values; ``from_json`` gives the same spec back."""
         return self.model_dump(mode="json")
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any] | str | bytes) -> Self:
-        """Read a spec from its dictionary or its JSON text. Raises BadSpec with the field."""
+    @staticmethod
+    def from_json(data: dict[str, Any] | str | bytes) -> PolicySpec:
+        """The spec of its kind from its dictionary or JSON text. Raises BadSpec with the field."""
         try:
-            if isinstance(data, (str, bytes)):
-                return cls.model_validate_json(data)
             # Through JSON, so that lists become tuples in the same way as over the wire.
-            return cls.model_validate_json(json.dumps(data))
+            text = data if isinstance(data, (str, bytes)) else json.dumps(data)
+            kind = _Kind.model_validate_json(text).kind
+            return kind_of(kind).spec.model_validate_json(text)
         except (ValidationError, TypeError) as error:
             raise BadSpec(f"policy spec: {_first_line(error)}") from error
 
@@ -143,6 +118,12 @@ class PolicySpec(BaseModel):
         """SHA-256 (hex) of the canonical JSON: equal specs, equal digests."""
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class _Kind(BaseModel):
+    """Enough of a spec to know whose fields the others are."""
+
+    kind: str = "act"
 
 
 def _first_line(error: ValidationError | TypeError) -> str:

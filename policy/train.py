@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,12 @@ import torch
 from policy.batches import PADDING
 from policy.build import Tensors, trainable_parameters
 from policy.errors import BadWeights, NoEpisodes
+from policy.kinds import kind_of
 from policy.spec import ACTION, PolicySpec
 from policy.statistics import Normalizer
 from policy.weights import Array
 
-GRADIENT_CLIP = 10.0  # LeRobot's own default for ACT
+GRADIENT_CLIP = 10.0  # LeRobot's own default for every kind
 WARM_UP_STEPS = 50  # only while Adam's second moments are young
 
 
@@ -29,13 +31,14 @@ class HeldOut:
 
 
 class LocalTraining:
-    """Trains one policy: ACT's own loss, plus the FedProx term towards a base when asked for.
+    """Trains one policy: LeRobot's own loss, plus the FedProx term towards a base when asked for.
 
     The proximal term is ``mu / 2 * ||w - w_base||^2`` over the trainable tensors (Li et al. 2020).
     """
 
     def __init__(self, policy: torch.nn.Module, spec: PolicySpec) -> None:
         self.policy = policy
+        self._kind = kind_of(spec.kind)
         self._parameters = trainable_parameters(policy)
         self._decay = spec.weight_decay
         self._learning_rate = spec.learning_rate
@@ -77,6 +80,7 @@ class LocalTraining:
         """One step of AdamW on a normalised batch; the loss without the proximal term."""
         self._warm_up()
         loss, parts = self.policy(batch)
+        reported = self._kind.reported_loss(loss, parts)
         if self._mu:
             loss = loss + self._proximal()
         self._optimizer.zero_grad(set_to_none=True)
@@ -85,7 +89,7 @@ class LocalTraining:
             self._parameters.values(), GRADIENT_CLIP, error_if_nonfinite=False
         )
         self._optimizer.step()
-        return float(parts["l1_loss"])
+        return reported
 
     def _proximal(self) -> torch.Tensor:
         squares = [
@@ -103,24 +107,35 @@ class LocalTraining:
             group["lr"] = self._learning_rate * share
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def evaluating(policy: torch.nn.Module) -> Iterator[None]:
+    """Without gradients, dropout and ACT's VAE; afterwards in the mode that it was in."""
+    training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        policy.train(training)
+
+
 def held_out_error(
     policy: torch.nn.Module, batches: Iterable[Tensors], normalizer: Normalizer
 ) -> HeldOut:
     """Mean absolute error over all frames of normalised ``batches``, padding left out.
 
-    Raises NoEpisodes when there is nothing to evaluate on.
+    A policy that starts from noise starts from the same noise each time. Raises NoEpisodes when
+    there is nothing to evaluate on.
     """
-    training = policy.training
-    policy.eval()
     std = torch.from_numpy(normalizer.std(ACTION))
     loss = raw = 0.0
     numbers = 0
     frame_mae: list[torch.Tensor] = []
-    try:
+    with evaluating(policy), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         for batch in batches:
             valid = (~batch[PADDING]).unsqueeze(-1)
-            # LeRobot's call for inference: it stacks the cameras and leaves the VAE's latent zero.
+            # LeRobot's call for inference: it stacks the cameras and leaves ACT's latent zero.
             difference = (policy.predict_action_chunk(batch) - batch[ACTION]).abs() * valid
             loss += float(difference.sum(dtype=torch.float64))
             each = (difference * std).sum(dim=(1, 2), dtype=torch.float64)
@@ -128,8 +143,6 @@ def held_out_error(
             raw += float(each.sum())
             numbers += int(counts.sum())
             frame_mae.append(each / counts)
-    finally:
-        policy.train(training)
     if not numbers:
         raise NoEpisodes("no held-out frames to evaluate on")
     per_frame = torch.cat(frame_mae).numpy()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from policy.batches import Frames
+from policy.kinds.act import ActSpec
 from policy.spec import ACTION, ENVIRONMENT, STATE, PolicySpec
 from policy.statistics import Component, FeatureSketch, Normalizer, Sketch
 
@@ -43,7 +44,7 @@ def tiny_spec(**fields: object) -> PolicySpec:
         "learning_rate": 1e-3,
         "batch_size": 16,
     }
-    return PolicySpec.model_validate(values | fields)
+    return ActSpec.model_validate(values | fields)
 
 
 def reach(x_m: float, y_m: float, height: float) -> np.ndarray:

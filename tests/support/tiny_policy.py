@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agent.config import FEATURES
 from agent.policies.store import PolicyStore
+from policy.kinds.act import ActSpec
 from policy.spec import ENVIRONMENT, STATE, CameraSpec, PolicySpec
 from protocol.manifest import FileEntry, Golden, ReleaseManifest
 
@@ -31,7 +32,7 @@ def tiny_spec(
     cameras = (
         () if camera is None else (CameraSpec(name="overhead", height=camera[0], width=camera[1]),)
     )
-    return PolicySpec(
+    return ActSpec(
         state_names=FEATURES,
         action_names=FEATURES,
         environment_names=("cube.x_m", "cube.y_m"),

@@ -43,15 +43,15 @@ from agent.policies.updater import (
     https_client,
 )
 from host.files import write_durable
+from policy.kinds.act import ActSpec
 from policy.session import blank_observation
-from policy.spec import PolicySpec
 from protocol.bundle import Bundle, load_bundle
 from protocol.manifest import FileEntry, Golden, ReleaseManifest
 from protocol.messages import Envelope, ReleaseNotice
 
 ONNX = bytes(range(256)) * 4096  # one megabyte: several chunks
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
-SPEC = PolicySpec(state_names=("a",), environment_names=("b",), action_names=("a",), fps=30)
+SPEC = ActSpec(state_names=("a",), environment_names=("b",), action_names=("a",), fps=30)
 
 
 class Server(ThreadingHTTPServer):

@@ -1,0 +1,79 @@
+"""ACT: a transformer that plans a chunk at once (Zhao et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from policy.kinds.adapter import PolicyKind
+from policy.spec import PolicySpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ActSpec(PolicySpec):
+    """Sized for one CPU thread by default: it sees joints and the pose of one object."""
+
+    kind: Literal["act"] = "act"
+    """LeRobot's name of the policy."""
+    dim_model: int = Field(default=64, gt=0)
+    """Width of the transformer, a multiple of n_heads."""
+    n_heads: int = Field(default=4, gt=0)
+    """Attention heads."""
+    dim_feedforward: int = Field(default=128, gt=0)
+    """Width of the feed-forward layers."""
+    n_encoder_layers: int = Field(default=1, gt=0)
+    """Transformer encoder layers."""
+    n_decoder_layers: int = Field(default=1, gt=0)
+    """Transformer decoder layers."""
+    use_vae: bool = False
+    """ACT's variational objective."""
+    n_vae_encoder_layers: int = Field(default=2, gt=0)
+    """Layers of the VAE's encoder."""
+    latent_dim: int = Field(default=8, gt=0)
+    """Of the VAE."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """In the transformer, while training."""
+
+    @model_validator(mode="after")
+    def _transformer_can_be_built(self) -> Self:
+        if self.dim_model % self.n_heads:
+            raise ValueError(
+                f"dim_model {self.dim_model} must be a multiple of n_heads {self.n_heads}"
+            )
+        if self.cameras and self.dim_model % 2:
+            raise ValueError("dim_model must be even when the policy sees a camera")
+        return self
+
+
+class Act(PolicyKind[ActSpec]):
+    """LeRobot's ``ACTPolicy``."""
+
+    spec = ActSpec
+
+    def config(self, spec: ActSpec) -> dict[str, Any]:
+        return {
+            "pretrained_backbone_weights": None,
+            "chunk_size": spec.chunk_size,
+            "n_action_steps": spec.chunk_size,
+            "dim_model": spec.dim_model,
+            "n_heads": spec.n_heads,
+            "dim_feedforward": spec.dim_feedforward,
+            "n_encoder_layers": spec.n_encoder_layers,
+            "n_decoder_layers": spec.n_decoder_layers,
+            "use_vae": spec.use_vae,
+            "n_vae_encoder_layers": spec.n_vae_encoder_layers,
+            "latent_dim": spec.latent_dim,
+            "dropout": spec.dropout,
+        }
+
+    def reported_loss(self, loss: torch.Tensor, parts: Mapping[str, Any] | None) -> float:
+        """The error of the actions, without the VAE's divergence."""
+        assert parts is not None
+        return float(parts["l1_loss"])
+
+
+KIND = Act()

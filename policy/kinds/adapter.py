@@ -1,0 +1,85 @@
+"""What a kind of policy has to say about itself; the rest is the same for all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from policy.spec import PolicySpec
+from policy.weights import Array
+
+if TYPE_CHECKING:
+    import torch
+
+# How LeRobot's processor scales each sort of feature, by the names of its NormalizationMode.
+MEAN_STD = "MEAN_STD"
+IDENTITY = "IDENTITY"
+
+
+class PolicyKind[Spec: PolicySpec](ABC):
+    """The adapter between LeRobot's policy of one kind and the fleet.
+
+    The defaults are those of a policy that looks at one observation and needs nothing else.
+    """
+
+    spec: type[Spec]
+    """Common fields and the kind's own sizes; ``kind`` is LeRobot's name of the policy."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Importable packages that it needs beyond Armada's own; the extra has the kind's name."""
+    pictures: ClassVar[str] = MEAN_STD
+    """How pictures (0..1) are scaled; vectors are always brought to mean 0 and deviation 1."""
+    words: ClassVar[bool] = False
+    """Whether the task, in words, is an input of the processor (``task``)."""
+    not_exportable: ClassVar[str] = ""
+    """Why no graph can be made of it yet; empty when one can."""
+
+    @abstractmethod
+    def config(self, spec: Spec) -> dict[str, Any]:
+        """The fields of LeRobot's configuration that are not common to all kinds."""
+
+    def seed(self, spec: Spec, seed: int) -> int:
+        """From which the first weights are drawn: the caller's seed."""
+        del spec
+        return seed
+
+    def prepare(self, policy: torch.nn.Module, spec: Spec) -> None:
+        """Change LeRobot's fresh policy in place: norms, pretrained parts, what is trainable.
+
+        Trainable is what requires a gradient afterwards. Raises MissingArtefact, BadWeights.
+        """
+        del policy, spec
+
+    def arrange(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch from the processor as LeRobot's policy of this kind takes it."""
+        return batch
+
+    def reported_loss(self, loss: torch.Tensor, parts: Mapping[str, Any] | None) -> float:
+        """The loss to report, from what LeRobot's ``forward`` gives."""
+        del parts
+        return float(loss.detach())
+
+    def extra_inputs(self, spec: Spec) -> dict[str, tuple[int, ...]]:
+        """Float inputs of the graph besides the observation: name -> shape without batch axis."""
+        del spec
+        return {}
+
+    def draw_extra_inputs(self, spec: Spec, random: np.random.Generator) -> dict[str, Array]:
+        """Made-up values for ``extra_inputs``, to check a graph with."""
+        return {
+            name: random.standard_normal(shape, dtype=np.float32)
+            for name, shape in self.extra_inputs(spec).items()
+        }
+
+    def predict(
+        self, policy: Any, batch: dict[str, Any], extra: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Normalised actions [B,C,A] for an arranged batch, by LeRobot's own call.
+
+        It is also what is traced into the deployed graph.
+        """
+        del extra
+        chunk: torch.Tensor = policy.predict_action_chunk(batch)
+        return chunk
