@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from policy.errors import BadModelFile, BadObservation, InferenceFailed
-from policy.kinds import kind_of
+from policy.kinds import NOISE, kind_of
 from policy.spec import ACTION, PolicySpec
 
 type Array = NDArray[Any]
@@ -44,7 +44,8 @@ class OnnxPolicy:
 
     Inputs are fed by name: ``observation.state`` f32 [1,S], ``observation.environment_state``
     f32 [1,E], ``observation.images.<camera>`` u8 [1,H,W,3] RGB. A leading axis of one may be left
-    out. Raises BadModelFile when the file cannot be loaded or has no ``armada`` metadata,
+    out. ``noise`` f32 [1,C,A], where the graph starts from it, is drawn unless it is given. Raises
+    BadModelFile when the file cannot be loaded or has no ``armada`` metadata,
     FileNotFoundError when it is not there.
     """
 
@@ -64,6 +65,7 @@ class OnnxPolicy:
             )
         except _RUNTIME_ERRORS as error:
             raise BadModelFile(f"{path}: onnxruntime refuses it ({error})") from error
+        self._random = np.random.default_rng()
         self.metadata = _read_metadata(path, self._session)
         self.inputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         for entry in self._session.get_inputs():
@@ -96,6 +98,9 @@ class OnnxPolicy:
         Raises BadObservation: an input is missing, or has a wrong shape or kind of numbers;
         InferenceFailed.
         """
+        if NOISE in self.inputs and NOISE not in observation:
+            shape = self.inputs[NOISE][1]
+            observation = {**observation, NOISE: self._random.standard_normal(shape, np.float32)}
         feed = {
             name: _as_input(name, observation, dtype, shape)
             for name, (dtype, shape) in self.inputs.items()

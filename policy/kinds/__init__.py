@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from policy.spec import PolicySpec
 
 # LeRobot's name of each policy is the name of its file here.
-KINDS = ("act",)
+KINDS = ("act", "diffusion", "smolvla")
+
+# The input of a graph that starts from standard normal numbers.
+NOISE = "noise"
 
 
 def kind_of(name: str) -> PolicyKind[Any]:

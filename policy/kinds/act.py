@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from policy.kinds.adapter import PolicyKind
-from policy.spec import PolicySpec
+from policy.kinds.resnet import ResnetSpec
 
 if TYPE_CHECKING:
     import torch
 
 
-class ActSpec(PolicySpec):
+class ActSpec(ResnetSpec):
     """Sized for one CPU thread by default: it sees joints and the pose of one object."""
 
     kind: Literal["act"] = "act"
@@ -69,6 +69,12 @@ class Act(PolicyKind[ActSpec]):
             "latent_dim": spec.latent_dim,
             "dropout": spec.dropout,
         }
+
+    def prepare(self, policy: torch.nn.Module, spec: ActSpec) -> None:
+        if spec.cameras:
+            from policy.backbone import prepare_backbone
+
+            prepare_backbone(policy.model.backbone, spec)
 
     def reported_loss(self, loss: torch.Tensor, parts: Mapping[str, Any] | None) -> float:
         """The error of the actions, without the VAE's divergence."""

@@ -1,0 +1,27 @@
+"""The keys of a policy that sees through a ResNet: its norm, and where its weights come from."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from policy.artefacts import SHA256_PATTERN
+from policy.spec import PolicySpec
+
+
+class ResnetSpec(PolicySpec):
+    """LeRobot's ResNet-18 freezes or tracks batch statistics, and neither can be averaged."""
+
+    backbone_norm: Literal["group", "frozen"] = "group"
+    """Of the vision backbone: group norm, which is trained, or batch norm with the statistics of
+    the pretrained weights. Without those, frozen batch norm does nothing and trains badly."""
+    backbone_sha256: str | None = Field(default=None, pattern=SHA256_PATTERN)
+    """Pretrained backbone: digest of a safetensors file with torchvision's names, to be found by
+    its digest in the folder that ARMADA_ARTEFACTS names; absent: untrained."""
+
+    @model_validator(mode="after")
+    def _norm_is_that_of_the_weights(self) -> Self:
+        if self.backbone_sha256 is not None and self.backbone_norm != "frozen":
+            raise ValueError('pretrained backbone weights need backbone_norm = "frozen"')
+        return self
