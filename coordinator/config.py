@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -12,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from coordinator.errors import ConfigError
 from host.settings import BadSettings, Settings, Table, load_settings
 from policy.errors import BadSpec, NotExportable
-from policy.kinds import require_exportable
+from policy.kinds import KINDS, require_exportable
 from policy.spec import PolicySpec
 from protocol.eligibility import MAX_BASES
 from protocol.fields import LocalWork
@@ -339,12 +340,13 @@ def render_config(fleet: str, host: str, ports: Ports) -> str:
     """The coordinator.toml that `init` writes, with every campaign key and its default."""
     campaign, gate = CampaignConfig(), ReleaseGateConfig()
     defaults = policy_spec(CoordinatorConfig(), _ANY_ROBOT).to_json()
-    given = {"kind", "state_names", "action_names", "environment_names", "cameras", "fps"}
+    given = {"state_names", "action_names", "environment_names", "cameras", "fps"}
     policy = "\n".join(
-        f"# {key} = {str(value).lower() if isinstance(value, bool) else value}"
+        f"# {key} = {json.dumps(value)}"
         for key, value in defaults.items()
         if key not in given and value is not None
     )
+    kinds = ", ".join(KINDS)
     return f"""\
 # Armada coordinator. Ports are on `host`; all keys are checked, unknown ones are refused.
 fleet = "{fleet}"
@@ -382,7 +384,8 @@ hold_still = {gate.hold_still}         # a first release: most error, against ho
 nearest = {gate.nearest}            # and against replaying the nearest demonstration
 
 [policy]
-# Fields of the policy's specification; names and fps come from the robots.
+# Fields of the policy's specification; names and fps come from the robots. Each kind ({kinds})
+# has keys of its own; see docs/configuration.md.
 # cameras = [{{name = "overhead", height = 96, width = 128}}]
 {policy}
 """

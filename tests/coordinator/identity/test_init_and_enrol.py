@@ -32,6 +32,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "c"
 
 
+SMOLVLA = f"""[policy]
+kind = "smolvla"
+vlm_sha256 = "{"0" * 64}"
+cameras = [{{name = "overhead", height = 96, width = 128}}]
+"""
+
+
 def enrol(folder: Path, name: str, out: str = "bundle") -> int:
     return main(["enrol", name, "--dir", str(folder), "--out", str(folder.parent / out)])
 
@@ -129,6 +136,8 @@ def test_init_never_overwrites_an_authority(
         ("join_s = 5.0", "join_s = 61.0", "join_s must be shorter than close_s"),
         ("[policy]", "[policy]\ndim_modle = 3", "dim_modle"),
         ("[policy]", "[policy]\ndim_model = 30", "multiple of n_heads"),
+        ("[policy]", '[policy]\nkind = "pi0"', "not one of act, diffusion, smolvla"),
+        ("[policy]", SMOLVLA, "smolvla cannot drive an arm yet"),
         ("[policy]", "[policy", "not TOML"),
     ],
 )

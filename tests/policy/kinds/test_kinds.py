@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from synthetic_pick import JOINTS, PLACE, frames_of, normalizer_of
 
-from coordinator.config import CoordinatorConfig
 from policy.build import build_policy
 from policy.errors import BadSpec, MissingPackage, NotExportable
 from policy.export import export_policy
@@ -96,13 +95,8 @@ def test_a_package_that_is_not_installed_is_told_with_the_extra_that_brings_it(
         build_policy(spec, normalizer_of(frames_of(1), spec), 0)
 
 
-def test_what_cannot_be_released_is_neither_exported_nor_taken_as_a_campaign(
-    tmp_path: Path,
-) -> None:
+def test_a_kind_without_a_graph_is_not_exported_and_says_why(tmp_path: Path) -> None:
     spec = spec_of("smolvla")
     assert ENVIRONMENT not in spec.vectors
     with pytest.raises(NotExportable, match="smolvla cannot drive an arm yet"):
         export_policy(None, spec, normalizer_of(frames_of(1), spec), tmp_path / "policy.onnx")
-    table = {"kind": "smolvla", "cameras": LEAST["cameras"], **OF_KIND["smolvla"]}
-    with pytest.raises(Exception, match=r"\[policy\].*smolvla cannot drive an arm yet"):
-        CoordinatorConfig.model_validate({"policy": table})
