@@ -31,15 +31,15 @@ class DiffusionSpec(ResnetSpec):
     """Channels of each level of the U-Net, multiples of 8."""
     kernel_size: int = Field(default=5, gt=0, le=31)
     """Of the U-Net's convolutions over time, odd."""
-    step_embed_dim: int = Field(default=64, ge=4)
+    step_embed_dim: int = Field(default=64, ge=4, le=4096)
     """Width of the denoising step's embedding, even."""
-    keypoints: int = Field(default=32, gt=0)
+    keypoints: int = Field(default=32, gt=0, le=1024)
     """Places that each camera's picture is summed up to."""
     train_steps: int = Field(default=100, gt=0, le=1000)
     """Steps of the noise schedule."""
     denoising_steps: int = Field(default=8, gt=0, le=100)
     """DDIM steps of an inference (Song et al. 2021), all of them in the deployed graph."""
-    clip_deviations: float = Field(default=5.0, gt=0.0)
+    clip_deviations: float = Field(default=5.0, gt=0.0, le=100.0)
     """Each denoising step clips the actions to so many standard deviations from their mean."""
 
     @model_validator(mode="after")
@@ -50,14 +50,19 @@ class DiffusionSpec(ResnetSpec):
                 f"chunk_size {self.chunk_size} must be a multiple of {halvings}: "
                 f"{len(self.down_dims)} down_dims halve it as often"
             )
-        if any(width <= 0 or width % _GROUPS for width in self.down_dims):
-            raise ValueError(f"down_dims must be multiples of {_GROUPS}")
+        if any(not 0 < width <= 4096 or width % _GROUPS for width in self.down_dims):
+            raise ValueError(f"down_dims must be multiples of {_GROUPS} up to 4096")
         if not self.kernel_size % 2 or self.step_embed_dim % 2:
             raise ValueError("kernel_size must be odd and step_embed_dim even")
         if self.denoising_steps > self.train_steps:
             raise ValueError("denoising_steps must not be above train_steps")
         if len({(camera.height, camera.width) for camera in self.cameras}) > 1:
             raise ValueError("a diffusion policy wants frames of one size from all cameras")
+        # LeRobot tries its trunk out with one picture before its norms are replaced.
+        if self.backbone_norm == "frozen" and any(
+            max(camera.height, camera.width) <= 32 for camera in self.cameras
+        ):
+            raise ValueError('backbone_norm = "frozen" wants frames of more than 32 pixels')
         return self
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from policy.artefacts import SHA256_PATTERN, find_artefact
-from policy.kinds import NOISE
 from policy.kinds.adapter import IDENTITY, PolicyKind
 from policy.spec import ENVIRONMENT, PolicySpec
 
@@ -37,22 +35,22 @@ class SmolVlaSpec(PolicySpec):
     2024, FFA-LoRA)."""
     lora_rank: int = Field(default=16, gt=0, le=256)
     """Of the low-rank change."""
-    frozen_seed: int = 0
+    frozen_seed: int = Field(default=0, ge=0, lt=2**32)
     """All first weights are drawn from it: what is frozen travels in no base and must be the same
     at every robot."""
     image_size: int = Field(default=512, gt=0, le=2048)
     """Side to which pictures are scaled and padded, in pixels."""
     max_task_tokens: int = Field(default=48, gt=0, le=1024)
     """Of the task in words; more are cut off."""
-    vlm_layers: int = Field(default=16, gt=0)
+    vlm_layers: int = Field(default=16, gt=0, le=128)
     """Layers of the language model that are used."""
-    expert_layers: int = Field(default=-1)
+    expert_layers: int = -1
     """Layers of the expert, a divisor of vlm_layers; -1: as many."""
     expert_width: float = Field(default=0.75, gt=0.0, le=4.0)
     """Of the expert, relative to the language model."""
     self_attention_every: int = Field(default=2, gt=0)
     """One layer of the expert in so many attends to the actions, the others to the model."""
-    max_vector_size: int = Field(default=32, gt=0)
+    max_vector_size: int = Field(default=32, gt=0, le=256)
     """States and actions are padded to it."""
     denoising_steps: int = Field(default=10, gt=0, le=100)
     """Euler steps of an inference."""
@@ -124,15 +122,6 @@ class SmolVla(PolicyKind[SmolVlaSpec]):
         )
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("lora_B" in name)
-
-    def extra_inputs(self, spec: SmolVlaSpec) -> dict[str, tuple[int, ...]]:
-        return {NOISE: (spec.chunk_size, spec.max_vector_size)}
-
-    def predict(
-        self, policy: Any, batch: dict[str, Any], extra: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        chunk: torch.Tensor = policy.predict_action_chunk(batch, noise=extra[NOISE])
-        return chunk
 
 
 KIND = SmolVla()
