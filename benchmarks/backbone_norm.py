@@ -1,6 +1,6 @@
 """What an untrained ResNet learns behind group norm and behind LeRobot's frozen identity norm.
 
-    python benchmarks/backbone_norm.py [--steps 150] [--seeds 1] [--json FILE]
+    python benchmarks/backbone_norm.py [--steps 200] [--seeds 1] [--json FILE]
 
 A made-up pick: where the cube lies shows only as a few pixels of a 48 by 64 picture. ACT with a
 ResNet-18 is trained on 24 demonstrations and scored on 12 with other places. Prints one JSON
@@ -88,7 +88,7 @@ def learn(norm: str, black: bool, seed: int, steps: int) -> dict[str, float]:
 def main() -> int:
     """Run, print, and write where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the result there as well")
     arguments = parser.parse_args()

@@ -15,7 +15,7 @@ class ResnetSpec(PolicySpec):
 
     backbone_norm: Literal["group", "frozen"] = "group"
     """Of the vision backbone: group norm, which is trained, or batch norm with the statistics of
-    the pretrained weights. Without those, frozen batch norm does nothing and trains badly."""
+    the pretrained weights; without those, a frozen norm does nothing."""
     backbone_sha256: str | None = Field(default=None, pattern=SHA256_PATTERN)
     """Pretrained backbone: digest of a safetensors file with torchvision's names, to be found by
     its digest in the folder that ARMADA_ARTEFACTS names; absent: untrained."""
