@@ -19,6 +19,12 @@ from tiny_policy import change_manifest, tiny_spec, write_config, write_policy
 from agent.config import load_config
 from agent.policies.compatibility import RobotSignature
 from agent.policies.qualification import Qualification, examine, main, qualify
+from policy.build import build_policy
+from policy.export import export_policy
+from policy.kinds.diffusion import DiffusionSpec
+from policy.spec import PolicySpec
+from policy.statistics import FeatureScale, Normalizer
+from protocol.manifest import POLICY_NAME, write_manifest
 
 
 @pytest.fixture
@@ -40,6 +46,25 @@ def test_a_good_policy_qualifies_with_its_figures(tmp_path: Path) -> None:
     assert verdict.version == 3
     assert verdict.max_abs_error == 0.0
     assert verdict.latency_p99_ms is not None and verdict.latency_p99_ms > 0.0
+
+
+def test_a_policy_that_denoises_qualifies_by_the_noise_of_its_golden_observations(
+    tmp_path: Path, robot: RobotSignature
+) -> None:
+    spec = DiffusionSpec.model_validate(
+        tiny_spec(chunk_size=16).model_dump(include=set(PolicySpec.model_fields) - {"kind"})
+        | {"down_dims": (8,), "denoising_steps": 2}
+    )
+    scales = {
+        name: FeatureScale(names=parts, mean=(0.0,) * len(parts), std=(9.0,) * len(parts))
+        for name, parts in spec.vectors.items()
+    }
+    normalizer = Normalizer(features=scales)
+    policy = build_policy(spec, normalizer, 0)
+    exported = export_policy(policy, spec, normalizer, tmp_path / POLICY_NAME, version=1)
+    write_manifest(tmp_path, exported.described, evaluation={}, contributors=(), created_unix_s=0.0)
+    verdict = examine(tmp_path, robot)
+    assert verdict.ok, verdict.reasons
 
 
 def test_golden_actions_beyond_the_tolerance_disqualify(
