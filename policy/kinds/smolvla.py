@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 LANGUAGE = "observation.language"  # LeRobot's prefix of the task's tokens and their mask
+# As LeRobot chooses them: queries and values of the expert, and what leads in and out of it.
+_LORA_TARGETS = (
+    r"model\.(vlm_with_expert\.lm_expert\..*\.(q|v)_proj"
+    r"|state_proj|action_(in|out)_proj|action_time_mlp_(in|out))"
+)
 
 
 class SmolVlaSpec(PolicySpec):
@@ -116,7 +121,7 @@ class SmolVla(PolicyKind[SmolVlaSpec]):
             LoraConfig(
                 r=spec.lora_rank,
                 lora_alpha=spec.lora_rank,
-                target_modules=policy._get_default_peft_targets()["target_modules"],
+                target_modules=_LORA_TARGETS,
             ),
             policy,
         )
