@@ -1,6 +1,8 @@
 # Every target installs what it needs first; nothing is assumed but a shell and make.
 RUN := .venv/bin
 STAMP := .venv/.installed
+# One more than there are cores: tests wait for processes and clocks as well.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 
 .PHONY: demo test test-unit test-system check mutants format hooks install bench
 
@@ -10,7 +12,7 @@ demo: install
 test: test-unit test-system
 
 test-unit: install
-	$(RUN)/python -m pytest -m "not system" -n auto --dist loadfile $(ARGS)
+	$(RUN)/python -m pytest -m "not system" -n $(WORKERS) --dist loadfile $(ARGS)
 
 # One after the other: these start real processes that keep time.
 test-system: install

@@ -19,6 +19,8 @@ from arm_rig import ENERGISED, RELEASED, ArmRig
 from agent.child.link import LINK_FD, ParentLink
 from host.threads import CRASHED
 
+pytestmark = pytest.mark.system
+
 PROGRAM = Path(__file__).parents[2] / "support" / "crashing_control.py"
 
 

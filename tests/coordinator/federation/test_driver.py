@@ -22,6 +22,8 @@ from coordinator.federation.driver import Member, RoundDriver, RoundOrder, run_r
 from coordinator.federation.errors import FederationError
 from coordinator.federation.superlink import superlink_access, superlink_command
 
+pytestmark = pytest.mark.system  # each starts a Flower process
+
 
 def public_key():
     key = ec.generate_private_key(ec.SECP384R1()).public_key()

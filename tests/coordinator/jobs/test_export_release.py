@@ -123,6 +123,7 @@ def test_the_job_ends_with_one_line_when_it_cannot_export(
     assert not (tmp_path / "result").exists()
 
 
+@pytest.mark.system
 def test_the_job_runs_in_a_child_and_gives_its_result_or_its_last_line(tmp_path: Path) -> None:
     runner = JobRunner(tmp_path / "jobs")
     asked = request(tmp_path)
