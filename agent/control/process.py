@@ -7,13 +7,11 @@ the loop dies, the arm holds and the process ends, to be started again.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +22,9 @@ from typing import Any
 
 import cv2
 
+from agent.child.entry import run_as_child
 from agent.child.link import ChildLink
-from agent.config import AgentConfig, load_config
+from agent.config import AgentConfig
 from agent.control.arm_controller import ArmController
 from agent.control.arms import Arms
 from agent.control.cameras import Cameras
@@ -33,10 +32,9 @@ from agent.control.commands import Commands
 from agent.control.loop import Tick
 from agent.control.policy_source import PolicySource
 from agent.control.recorded_tick import record_tick
-from agent.errors import AgentError, ConfigError, LinkClosed
+from agent.errors import AgentError, LinkClosed
 from agent.inference.channel import PolicyChannel
 from agent.recording.session import RecordingSession
-from host.logs import set_up_logging
 from host.threads import exit_process, guarded, spawn
 from robot_io.errors import RobotIOError
 
@@ -249,22 +247,11 @@ def _take_priority(priority: int) -> None:
             )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the process; 2 for a configuration that is wrong."""
-    parser = argparse.ArgumentParser(prog="agent.control.process")
-    parser.add_argument("--config", type=Path, required=True)
-    arguments = parser.parse_args(argv)
-    set_up_logging()
-    link = ChildLink.from_environment()
-    try:
-        config = load_config(arguments.config)
-    except ConfigError as error:
-        log.error("%s", error)  # noqa: TRY400
-        return 2
+def serve(config: AgentConfig, _path: Path, link: ChildLink) -> None:
+    """Until SIGTERM, SIGINT or the end of the supervisor; parks first."""
     cv2.setNumThreads(1)  # pictures are small; the other cores belong to inference and training
     ControlProcess(config, link).run()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_child(serve)

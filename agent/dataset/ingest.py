@@ -12,27 +12,25 @@ twice.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from agent.child.entry import run_as_child
 from agent.child.link import ChildLink
-from agent.config import AgentConfig, load_config
+from agent.config import AgentConfig
 from agent.dataset.errors import IngestFailed
 from agent.dataset.features import sketch_frames, vector_names
 from agent.dataset.validation import DatasetShape, Journal, open_journal
 from agent.dataset.versions import DatasetVersions
-from agent.errors import BadJournal, ConfigError, LinkClosed, UnreadableJournal
+from agent.errors import BadJournal, LinkClosed, UnreadableJournal
 from agent.recording.journal import FINISHED, move_aside
 from agent.training.exchange import TrainingExchange
 from host.files import write_durable
-from host.logs import set_up_logging
 from policy.batches import load_frames, read_info, split_episodes
 from policy.errors import NoEpisodes
 
@@ -224,27 +222,17 @@ def _drain(link: ChildLink) -> None:
         message = link.receive(0.0)
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the process; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="agent.dataset.ingest")
-    parser.add_argument("--config", required=True, type=Path)
-    options = parser.parse_args(argv)
-    set_up_logging()
-    try:
-        config = load_config(options.config)
-        ingest = Ingest(config)
-    except (ConfigError, IngestFailed) as error:
-        log.error("%s", error)  # noqa: TRY400 - one line, the traceback says nothing to the reader
-        return 2
+def serve(config: AgentConfig, _path: Path, link: ChildLink) -> None:
+    """Raises IngestFailed for a dataset folder that is not ours, LinkClosed."""
+    ingest = Ingest(config)
     # LeRobot looks for a hub and keeps a cache in the home folder unless it is told otherwise.
     cache = config.dataset_dir.parent / f"{config.dataset_dir.name}s" / _CACHE
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_DATASETS_CACHE=str(cache))
     try:
-        run(ingest, ChildLink.from_environment(), cache)
-    except (LinkClosed, NoEpisodes) as error:
+        run(ingest, link, cache)
+    except NoEpisodes as error:
         log.info("ending: %s", error)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_as_child(serve)

@@ -7,12 +7,10 @@ wrong outside (no broker, a wrong CA, no SuperLink) is one line in the status; t
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -20,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from agent.child.entry import run_as_child
 from agent.child.link import ChildLink
-from agent.config import AgentConfig, load_config
-from agent.errors import ConfigError, LinkClosed
+from agent.config import AgentConfig
+from agent.errors import ConfigError
 from agent.federation.control_plane import AgentLink
 from agent.federation.errors import SuperNodeFailed
 from agent.federation.memory import FederationMemory
@@ -34,7 +33,6 @@ from agent.policies.errors import StoreError
 from agent.policies.store import PolicyStore
 from agent.policies.updater import PolicyUpdater
 from agent.training.exchange import TrainingExchange
-from host.logs import set_up_logging
 from protocol.bundle import Bundle, load_bundle
 from protocol.errors import BadBundle
 from protocol.messages import (
@@ -335,8 +333,9 @@ class _Stop:
 
 
 def serve(config: AgentConfig, config_path: Path, link: ChildLink) -> None:
-    """Until a signal or the end of the supervisor (LinkClosed)."""
-    assert config.federation is not None
+    """Until a signal. Raises LinkClosed at the end of the supervisor, ConfigError."""
+    if config.federation is None:
+        raise ConfigError(f"{config_path} has no [federation] table")
     wake = Wake()
     stop = _Stop(wake)
     federation: Federation | None = None
@@ -371,27 +370,5 @@ def serve(config: AgentConfig, config_path: Path, link: ChildLink) -> None:
             federation.stop()
 
 
-def main(argv: list[str]) -> int:
-    """Exit code 0 when told to stop, 2 for a configuration that cannot work."""
-    parser = argparse.ArgumentParser(prog="python -m agent.federation.process")
-    parser.add_argument("--config", type=Path, required=True)
-    arguments = parser.parse_args(argv)
-    set_up_logging()
-    link = ChildLink.from_environment()
-    try:
-        config = load_config(arguments.config)
-    except ConfigError as error:
-        log.error("%s", error)  # noqa: TRY400 - one line
-        return 2
-    if config.federation is None:
-        log.error("%s has no [federation] table", arguments.config)
-        return 2
-    try:
-        serve(config, arguments.config, link)
-    except LinkClosed:
-        log.info("the supervisor is gone")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_as_child(serve)

@@ -7,19 +7,16 @@ answers two things: `load` (a policy folder, checked against its manifest and th
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.child.entry import run_as_child
 from agent.child.link import ChildLink
-from agent.config import AgentConfig, load_config
-from agent.errors import ConfigError, LinkClosed
+from agent.config import AgentConfig
 from agent.inference.channel import InferenceEnd
 from agent.inference.errors import BadFrame, ControlGone
 from agent.inference.wire import Array, InferenceMessage
@@ -27,7 +24,6 @@ from agent.policies.compatibility import RobotSignature, incompatibilities
 from agent.policies.errors import PolicyRefused
 from agent.policies.folder import PolicyFolder, read_policy_folder
 from agent.policies.graph import load_graph, measure_latency_ms, percentile
-from host.logs import set_up_logging
 from policy.errors import PolicyError
 from policy.session import OnnxPolicy, blank_observation
 
@@ -142,7 +138,7 @@ class PolicyServer:
         return {"kind": "chunk", "id": request, "inference_ms": took_ms}, {"action": actions}
 
 
-def serve(config: AgentConfig, link: ChildLink) -> None:
+def serve(config: AgentConfig, _path: Path, link: ChildLink) -> None:
     """Serve until the supervisor is gone. Raises LinkClosed."""
     server = PolicyServer(RobotSignature.of(config), config.rollout.threads)
     complained = False
@@ -179,24 +175,5 @@ def _serve_connection(end: InferenceEnd, server: PolicyServer, link: ChildLink) 
             link.send("status", **server.status())
 
 
-def main(argv: list[str]) -> int:
-    """Run the process; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m agent.inference.process")
-    parser.add_argument("--config", type=Path, required=True, help="the agent's TOML file")
-    arguments = parser.parse_args(argv)
-    set_up_logging()
-    try:
-        config = load_config(arguments.config)
-    except ConfigError as error:
-        log.error("%s", error)  # noqa: TRY400 - one line, the traceback says nothing to the reader
-        return 2
-    link = ChildLink.from_environment()
-    try:
-        serve(config, link)
-    except LinkClosed:
-        log.info("the supervisor is gone; process %d ends", os.getpid())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_as_child(serve)

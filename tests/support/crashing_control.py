@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NoReturn
 
+from agent.child.entry import serve_as_child
 from agent.child.link import ChildLink
 from agent.control import process
 from agent.control.commands import Commands
@@ -31,4 +32,4 @@ def bug(*_: object, **__: object) -> NoReturn:
 if __name__ == "__main__":
     owner, name = PLACES[sys.argv[2]]
     setattr(owner, name, bug)
-    sys.exit(process.main(["--config", sys.argv[1]]))
+    sys.exit(serve_as_child(process.serve, ["--config", sys.argv[1]]))
