@@ -17,6 +17,14 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 DEMO = [sys.executable, "-m", "deploy.command", "demo"]
 
+# Four episodes and two rounds make no policy that the gate would let near an arm; it is told
+# to let this one through, and half of the episodes are held out so that it can be judged at all.
+LENIENT = {
+    "ARMADA_AGENT_TRAINING__HELD_OUT_EVERY": "2",
+    "ARMADA_COORDINATOR_RELEASE_GATE__HOLD_STILL": "100",
+    "ARMADA_COORDINATOR_RELEASE_GATE__NEAREST": "100",
+}
+
 
 def processes_of(folder):
     """Processes whose command line names the demo's folder."""
@@ -27,9 +35,10 @@ def processes_of(folder):
     ]
 
 
-def demo(folder, *options):
+def demo(folder, *options, environment=None):
     return subprocess.Popen(
         [*DEMO, "--dir", str(folder), *options],
+        env=os.environ | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -46,6 +55,7 @@ def test_three_robots_go_through_all_three_walks(folder):
     running = demo(
         folder, "--episodes", "4", "--rounds", "2", "--steps-per-round", "60", "--trials", "1",
         "--json", str(report_file),
+        environment=LENIENT,
     )  # fmt: skip
     output, _ = running.communicate(timeout=840)
     assert running.returncode == 0, output
