@@ -323,7 +323,7 @@ class ArmController:
     # Effects. Each answers with an event, or None.
 
     def _connect(self) -> ArmEvent | None:
-        self.arms.connect(skip=self.calibration.busy)
+        self.arms.connect()
         self._reconnect_s = self._clock() + RECONNECT_S
         if self.phase.connected:
             return None

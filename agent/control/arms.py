@@ -48,11 +48,11 @@ class Arms:
         # No second attempt within a tick: the next tick is one.
         return ServoBus(port, reply_timeout_s=reply_timeout_s, retries=0, clock=self._clock)
 
-    def connect(self, skip: ArmName | None = None) -> None:
-        """Connect whatever is not connected; never raises. `skip` is being calibrated."""
-        if self.follower is None and skip != "follower":
+    def connect(self) -> None:
+        """Connect whatever is not connected; never raises. Not while an arm is calibrated."""
+        if self.follower is None:
             self._note("follower", self._connect_follower())
-        if self.leader is None and self._config.teleop is not None and skip != "leader":
+        if self.leader is None and self._config.teleop is not None:
             self._note("leader", self._connect_leader())
 
     def lose(self, arm: ArmName, line: str) -> None:

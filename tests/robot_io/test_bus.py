@@ -174,8 +174,11 @@ def test_late_reply_is_never_taken_for_the_next_read(servos):
         with pytest.raises(BusTimeout):
             bus.read(1, "Present_Voltage")
         began_s = time.monotonic()
-        while time.monotonic() - began_s < 0.15:
-            assert bus.read(1, "Present_Temperature") == 30
+        fresh = 0
+        while time.monotonic() - began_s < 0.15 or not fresh:
+            with contextlib.suppress(BusTimeout):  # of a machine that is busy, not of the promise
+                assert bus.read(1, "Present_Temperature") == 30
+                fresh += 1
         assert bus.stats.late_replies + bus.stats.flushed_bytes > 0
 
 

@@ -91,6 +91,8 @@ class FakeServos:
             self._thread.join(5)
 
     def _serve(self) -> None:
+        with contextlib.suppress(PermissionError):  # servos do not wait for a busy machine
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         parser = PacketParser(InstructionPacket)
         poll = select.poll()
         poll.register(self.master, select.POLLIN)
