@@ -105,6 +105,13 @@ def test_in_motion_it_waits_for_the_deadline_of_each_tick(rig: ArmRig) -> None:
     assert controller.rate.ticks > ticks
 
 
+def test_the_pace_is_that_of_the_controllers_own_clock(rig: ArmRig) -> None:
+    rig.controller.pacer.restart()
+    rig.clock.now_s += 10 * PERIOD_S
+    rig.controller.pacer.wait()
+    assert rig.controller.pacer.missed == 10
+
+
 def test_each_pass_is_one_beat(rig: ArmRig) -> None:
     before = rig.controller.beats
     rig.step(3)
@@ -157,11 +164,11 @@ def test_another_follower_has_a_loop_of_its_own(rig: ArmRig) -> None:
     assert rig.controller.phase is ArmPhase.CLOSED
     rig.controller._reconnect_s = float("inf")  # nobody looks; a calibration connects
     rig.controller.arms.connect()
-    rig.controller._watch._missed = 2  # of the one before
+    rig.controller._watch._missed = 3  # of the one before: one more would lose this one
+    rig.follower.mute = set(IDS)
     rig.step()
     assert rig.controller.phase is ArmPhase.IDLE
     assert rig.controller.motion is not motion
-    assert rig.controller._watch._missed == 0
 
 
 def test_an_arm_found_energised_is_held_without_a_late_first_tick(rig: ArmRig) -> None:
