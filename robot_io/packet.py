@@ -9,6 +9,8 @@ instruction on the way to a servo and the error byte on the way back. ``checksum
 ``~(id + length + code + sum(params)) & 0xFF``. A servo answers a sync read with a status packet
 of its own, in the order in which the request named it. Multi-byte values are little-endian on
 the STS series.
+
+Ours, because the makers' SDK takes a late answer for the next one and throws error bits away.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """When to ask a policy for its next chunk of actions, and which action belongs to which tick.
 
+Ours, because LeRobot's asynchronous inference unpickles from an open port and stalls at its joins.
 Pure: ticks and seconds are passed in, nothing is waited for. The rules:
 
 1. A chunk belongs to the tick of the observation it was asked with: row i is the action for tick

@@ -2,7 +2,8 @@
 
 While an episode runs its file ends in `.mcap.part`. Each record is flushed to the kernel as it is
 written (a killed process loses none); `finish` makes the file durable before it takes its final
-name. Whoever reads `*.mcap` never sees an unfinished episode.
+name. Whoever reads `*.mcap` never sees an unfinished episode. Ours, because a LeRobotDataset cannot
+be read until it is closed: a kill would cost every episode in it.
 
 The file is unchunked: the MCAP library holds chunks back in its own memory, which a kill would
 lose. Topics: `sample` (JSON), `camera/<name>` (the JPEG bytes, `sequence` = the frame's number);
