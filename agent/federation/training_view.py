@@ -12,11 +12,10 @@ from agent.training.errors import TrainingError
 from agent.training.exchange import (
     BaseInfo,
     MergedWork,
-    Stamp,
     TrainingExchange,
     TrainingProgress,
-    file_stamp,
 )
+from host.files import FileStamp, file_stamp
 from protocol.contribution import Contribution
 from protocol.messages import MAX_REPORTED_BASES, HeldOutReport, TrainingReport
 
@@ -30,7 +29,7 @@ class _Cached[T]:
         self._path = path
         self._read = read
         self._default = default
-        self._seen: Stamp | None = None
+        self._seen: FileStamp | None = None
         self._value = default
 
     def get(self) -> T:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from agent.training.errors import BadBase, BadExchangeFile
 from host.complaints import first_complaint
-from host.files import write_durable
+from host.files import FileStamp, file_stamp, write_durable
 from policy.errors import BadWeights, PolicyError
 from policy.statistics import Normalizer, Sketch
 from policy.weights import (
@@ -32,8 +32,6 @@ from protocol.messages import HeldOutReport
 
 _META = "armada.meta"
 _HELD_OUT_KEPT = 256  # rounds whose evaluation is remembered
-
-type Stamp = tuple[int, int, int]
 
 
 class _Record(BaseModel):
@@ -135,7 +133,7 @@ class TrainingExchange:
         text = self._load_meta(self._base)
         return None if text is None else _parse(BaseInfo, self._base, text)
 
-    def base_stamp(self) -> Stamp | None:
+    def base_stamp(self) -> FileStamp | None:
         """Changes whenever a base is installed; one stat call, for a look between two steps."""
         return file_stamp(self._base)
 
@@ -180,7 +178,7 @@ class TrainingExchange:
         content = _read(self._order)
         return None if content is None else _parse(WorkOrder, self._order, content)
 
-    def order_stamp(self) -> Stamp | None:
+    def order_stamp(self) -> FileStamp | None:
         """Changes whenever an order is given or cleared."""
         return file_stamp(self._order)
 
@@ -263,12 +261,3 @@ def _read(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
-
-
-def file_stamp(path: Path) -> Stamp | None:
-    """Changes whenever the file is replaced; None while there is none. One stat call."""
-    try:
-        facts = path.stat()
-    except FileNotFoundError:
-        return None
-    return facts.st_ino, facts.st_mtime_ns, facts.st_size

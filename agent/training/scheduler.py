@@ -16,7 +16,6 @@ import torch
 from agent.config import AgentConfig
 from agent.training.errors import BadExchangeFile
 from agent.training.exchange import (
-    Stamp,
     TrainingExchange,
     TrainingProgress,
     WorkOrder,
@@ -24,6 +23,7 @@ from agent.training.exchange import (
 from agent.training.local_baseline import LocalBaseline
 from agent.training.local_work import LoadedBase, LocalWork
 from agent.training.training_data import DatasetSource, TrainingData
+from host.files import FileStamp
 from policy.build import build_policy, write_weights
 from policy.errors import PolicyError
 from policy.train import held_out_error
@@ -61,9 +61,9 @@ class TrainingScheduler:
         self._clock, self._unix_clock = clock, unix_clock
 
         self._base: LoadedBase | None = None
-        self._base_stamp: Stamp | None = None
+        self._base_stamp: FileStamp | None = None
         self._order: WorkOrder | None = None
-        self._order_stamp: Stamp | None = None
+        self._order_stamp: FileStamp | None = None
         self._work: LocalWork | None = None
         self._judge: torch.nn.Module | None = None
         self._baseline_due = False
