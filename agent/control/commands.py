@@ -104,9 +104,9 @@ class Commands:
             _wait_in_step(run)
         return {"episode_id": self._recording.start(task, self._calibration_digest())}
 
-    def record_finish(self) -> dict[str, Any]:
+    def record_finish(self, success: bool | None = None) -> dict[str, Any]:
         """The episode is durable when this returns."""
-        return self._recording.finish()
+        return self._recording.finish(success)
 
     def record_discard(self) -> dict[str, Any]:
         """Nothing of the episode is kept."""
@@ -160,7 +160,7 @@ class Commands:
         self._started_s = self._clock()
         try:
             if record:
-                self._recording.start(task or "rollout", self._calibration_digest())
+                self._recording.start(task or "rollout", self._calibration_digest(), loaded)
             controller.call(
                 lambda: controller.start_motion(self._policy, "rollout", seconds=seconds)
             )

@@ -7,17 +7,17 @@ from agent.recording.journal import Sample
 from agent.recording.session import RecordingSession
 
 
-def record_tick(recording: RecordingSession, tick: Tick) -> None:
+def record_tick(recording: RecordingSession, tick: Tick, *, intervention: bool = False) -> None:
     """One tick of an episode; a camera without a fresh picture ends it."""
     if not recording.active:
         return
     if tick.missing:
         recording.fail(tick.missing[0])
         return
-    recording.append(sample_of(tick), tick.observation.frames)
+    recording.append(sample_of(tick, intervention), tick.observation.frames)
 
 
-def sample_of(tick: Tick) -> Sample:
+def sample_of(tick: Tick, intervention: bool) -> Sample:
     """What the journal keeps of a tick."""
     observation, reading = tick.observation, tick.reading
     return Sample(
@@ -37,4 +37,5 @@ def sample_of(tick: Tick) -> Sample:
             "current_ma": reading.current_ma.tolist(),
             "errors": [int(error) for error in reading.errors],
         },
+        intervention=intervention,
     )

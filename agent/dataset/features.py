@@ -17,6 +17,9 @@ from policy.statistics import Component, FeatureSketch, Sketch
 OBSERVED = "measured.observed_s"
 SENT = "measured.sent_s"
 
+# LeRobot's own name and form (its DAgger rollouts): a person commanded at this frame of a rollout.
+INTERVENTION = "intervention"
+
 # Histogram bounds by unit; every robot of a fleet must use the same ones.
 _GRIPPER = (0.0, 100.0)
 _DEGREES = (-180.0, 180.0)
@@ -67,6 +70,7 @@ def dataset_features(meta: EpisodeMeta) -> dict[str, dict[str, Any]]:
         }
     for name in (OBSERVED, SENT):
         features[name] = {"dtype": "float64", "shape": (1,), "names": None}
+    features[INTERVENTION] = {"dtype": "bool", "shape": (1,), "names": None}
     return features
 
 

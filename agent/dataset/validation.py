@@ -36,6 +36,7 @@ class Journal:
 
     def entry(self) -> LedgerEntry:
         """What the dataset's ledger says about this episode."""
+        corrected = self.end.intervention_frames > 0
         return LedgerEntry(
             episode_id=self.meta.episode_id,
             robot_id=self.meta.robot_id,
@@ -43,6 +44,10 @@ class Journal:
             frames=self.end.frames,
             missed_deadlines=self.end.missed_deadlines,
             calibration_digest=self.meta.calibration_digest,
+            source="intervention" if corrected else self.meta.source,
+            success=self.end.success,
+            policy=self.meta.policy,
+            policy_digest=self.meta.policy_digest,
         )
 
 

@@ -20,6 +20,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from agent.dataset.errors import IngestFailed
 from host.files import sync_folder, sync_tree, write_durable
@@ -33,7 +34,14 @@ _REWRITTEN = "tasks.parquet"  # LeRobot writes over this one
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One episode of the dataset; its place in the ledger is its episode index."""
+    """One episode of the dataset; its place in the ledger is its episode index.
+
+    Attributes:
+        source: who had the arm: a person; a policy; or a policy that a person corrected, at the
+            frames whose `intervention` is true.
+        success: whether the task was done; None: nobody said.
+        policy: that drove it: a release's version, or `local`; with the digest of its graph.
+    """
 
     episode_id: str
     robot_id: str
@@ -41,6 +49,10 @@ class LedgerEntry:
     frames: int
     missed_deadlines: int
     calibration_digest: str
+    source: Literal["teleoperation", "rollout", "intervention"] = "teleoperation"
+    success: bool | None = None
+    policy: str | None = None
+    policy_digest: str | None = None
 
 
 class DatasetVersions:

@@ -17,7 +17,7 @@ from lerobot.datasets.video_utils import StreamingVideoEncoder
 from numpy.typing import NDArray
 
 from agent.dataset.errors import EpisodeRefused, IngestFailed
-from agent.dataset.features import OBSERVED, SENT, dataset_features
+from agent.dataset.features import INTERVENTION, OBSERVED, SENT, dataset_features
 from agent.dataset.validation import Journal
 from agent.recording.journal import EpisodeMeta, EpisodeReader, Sample
 from policy.batches import load_frames, read_info
@@ -102,6 +102,7 @@ def _append(dataset: LeRobotDataset, journal: Journal) -> None:
         frame = _vectors(journal.meta, sample)
         frame[OBSERVED] = np.array([sample.t_observed_s - start_s])
         frame[SENT] = np.array([sample.t_sent_s - start_s])
+        frame[INTERVENTION] = np.array([sample.intervention])
         for name in journal.meta.cameras:
             frame[f"{IMAGES}.{name}"] = pictures.decode(name, jpegs)
         dataset.add_frame({**frame, "task": journal.meta.task})
@@ -110,7 +111,7 @@ def _append(dataset: LeRobotDataset, journal: Journal) -> None:
 
 def _vectors(meta: EpisodeMeta, sample: Sample) -> dict[str, NDArray[Any]]:
     """The action is the one that was sent to the servos, not the one that was asked for."""
-    frame: dict[str, NDArray[np.float32 | np.float64]] = {
+    frame: dict[str, NDArray[Any]] = {
         STATE: sample.state,
         ACTION: sample.action,
     }

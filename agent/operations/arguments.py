@@ -56,6 +56,12 @@ class RecordStart(Arguments):
     task: Task
 
 
+class RecordFinish(Arguments):
+    """Whether the task was done, if the operator says."""
+
+    success: bool | None = None
+
+
 class RolloutArm(Arguments):
     """Which policy: `active`, `local` or a version."""
 

@@ -13,6 +13,7 @@ from agent.operations.arguments import (
     Estop,
     LoadPolicy,
     Park,
+    RecordFinish,
     RecordStart,
     RolloutArm,
     RolloutStart,
@@ -66,7 +67,11 @@ OPERATIONS: tuple[Operation, ...] = (
         event=Event.TELEOP_START,
     ),
     Operation(
-        "record_finish", "Save the episode: it is on the disk when this returns.", RAMP_S, ask
+        "record_finish",
+        "Save the episode: it is on the disk when this returns.",
+        RAMP_S,
+        ask,
+        arguments=RecordFinish,
     ),
     Operation("record_discard", "Throw the running episode away.", QUICK_S, ask),
     Operation(

@@ -8,6 +8,9 @@ be read until it is closed: a kill would cost every episode in it.
 The file is unchunked: the MCAP library holds chunks back in its own memory, which a kill would
 lose. Topics: `sample` (JSON), `camera/<name>` (the JPEG bytes, `sequence` = the frame's number);
 metadata records: `episode` at the start, `end` at the finish.
+
+Who commanded is told twice: `source` for the episode, `intervention` for each tick, true where a
+person had taken over from the policy. Whether the task was done is known at the end, or never.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 from mcap.records import Channel, Header, Message, Metadata
@@ -37,7 +40,7 @@ PART = ".mcap.part"
 UNFINISHED_FOLDER = "unfinished"
 SAMPLE_TOPIC = "sample"
 CAMERA_TOPIC = "camera/"
-PROFILE = "armada.episode.v1"
+PROFILE = "armada.episode.v2"
 
 
 def _vector(values: list[float]) -> NDArray[np.float32]:
@@ -74,6 +77,9 @@ class EpisodeMeta:
     cameras: dict[str, tuple[_Pixels, _Pixels]]  # name -> (height, width)
     started_unix_s: FiniteFloat
     calibration_digest: str
+    source: Literal["teleoperation", "rollout"] = "teleoperation"  # who had the arm at the start
+    policy: str | None = None  # of a rollout: a release's version, or `local`
+    policy_digest: str | None = None  # SHA-256 hex of its graph
 
     def to_json(self) -> str:
         """Compact JSON."""
@@ -98,6 +104,7 @@ class Sample:
     environment: Vector
     camera_sequence: dict[str, int] = field(default_factory=dict)
     telemetry: dict[str, Any] = field(default_factory=dict)
+    intervention: bool = False  # a person commanded at this tick, within a rollout
 
     def to_json(self) -> bytes:
         """Compact JSON. A float32 written as its shortest decimal comes back bit for bit."""
@@ -111,6 +118,7 @@ class Sample:
             "environment": _numbers(self.environment),
             "camera_sequence": self.camera_sequence,
             "telemetry": self.telemetry,
+            "intervention": self.intervention,
         }
         return json.dumps(table, separators=(",", ":"), allow_nan=False).encode()
 
@@ -127,6 +135,8 @@ class EpisodeEnd:
     frames: Annotated[int, Field(ge=1)]
     missed_deadlines: Annotated[int, Field(ge=0)]
     duration_s: FiniteFloat
+    intervention_frames: Annotated[int, Field(ge=0)] = 0
+    success: bool | None = None  # None: nobody said
 
     def to_json(self) -> str:
         """Compact JSON."""
@@ -145,7 +155,7 @@ class EpisodeWriter:
     def __init__(self, folder: Path, meta: EpisodeMeta) -> None:
         self._final = folder / f"{meta.episode_id}{FINISHED}"
         self._part = folder / f"{meta.episode_id}{PART}"
-        self._frames = 0
+        self._frames = self._intervention_frames = 0
         self._first_s = 0.0
         self._last_s = 0.0
         self._written_sequence: dict[str, int] = {}
@@ -204,8 +214,9 @@ class EpisodeWriter:
             self._first_s = sample.t_observed_s
         self._last_s = sample.t_observed_s
         self._frames += 1
+        self._intervention_frames += sample.intervention
 
-    def finish(self, missed_deadlines: int = 0) -> Path:
+    def finish(self, missed_deadlines: int = 0, success: bool | None = None) -> Path:
         """Make the episode durable, give it its final name, and say where it is.
 
         When this returns, the episode survives a kill and a loss of power. An episode without a
@@ -215,7 +226,13 @@ class EpisodeWriter:
             self.discard()
             raise JournalError("the episode has no frames; nothing was saved")
         file = self._open_file()
-        end = EpisodeEnd(self._frames, missed_deadlines, self._last_s - self._first_s)
+        end = EpisodeEnd(
+            self._frames,
+            missed_deadlines,
+            self._last_s - self._first_s,
+            self._intervention_frames,
+            success,
+        )
         try:
             self._writer.add_metadata("end", {"json": end.to_json()})
             self._writer.finish()

@@ -61,6 +61,7 @@ class _Append:
 @dataclass(frozen=True)
 class _Finish:
     missed_deadlines: int
+    success: bool | None
     done: Future[Path]
 
 
@@ -153,7 +154,9 @@ class Recorder:
             self._failure = reason
             log.error("recording: %s", reason)
 
-    def finish(self, missed_deadlines: int, timeout_s: float = 30.0) -> Path:
+    def finish(
+        self, missed_deadlines: int, success: bool | None = None, timeout_s: float = 30.0
+    ) -> Path:
         """Make the episode durable; returns its place. Raises JournalError.
 
         An episode that failed is kept aside as unfinished, and the reason is raised.
@@ -162,7 +165,7 @@ class Recorder:
             raise JournalError("no episode is being recorded")
         self._active = None  # from here on the loop's ticks are not the episode's
         done: Future[Path] = Future()
-        self._put(_Finish(missed_deadlines, done), timeout_s)
+        self._put(_Finish(missed_deadlines, success, done), timeout_s)
         return done.result(timeout_s)
 
     def discard(self, timeout_s: float = 30.0) -> None:
@@ -224,8 +227,8 @@ class Recorder:
                         done.set_exception(error)
                 case _Append(sample, pictures):
                     self._write(sample, pictures)
-                case _Finish(missed, path_done):
-                    self._end(missed, path_done)
+                case _Finish():
+                    self._end(item)
                 case _Discard(done):
                     try:
                         if self._writer is not None:
@@ -257,15 +260,15 @@ class Recorder:
             raise JournalError("a picture could not be encoded as JPEG")
         return bytes(data)
 
-    def _end(self, missed_deadlines: int, done: Future[Path]) -> None:
+    def _end(self, asked: _Finish) -> None:
         writer = self._writer
         try:
             if writer is None or self._failure is not None:
                 self._set_aside()
                 raise JournalError(self._failure or "the episode was never opened")
-            done.set_result(writer.finish(missed_deadlines))
+            asked.done.set_result(writer.finish(asked.missed_deadlines, asked.success))
         except JournalError as error:
-            done.set_exception(error)
+            asked.done.set_exception(error)
         self._writer = None
 
     def _set_aside(self) -> None:

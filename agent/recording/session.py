@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from agent.config import AgentConfig
 from agent.errors import JournalError, Refused
@@ -13,6 +13,18 @@ from agent.recording.journal import EpisodeMeta, Sample, recover
 from agent.recording.recorder import Picture, Recorder
 from agent.recording.tally import Tally
 from host.threads import OnCrash, only_logged
+
+
+class Policy(Protocol):
+    """What an episode says of the policy that drove it."""
+
+    @property
+    def name(self) -> str:
+        """A release's version, or `local`."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 hex of its graph."""
 
 
 class RecordingSession:
@@ -48,8 +60,8 @@ class RecordingSession:
         """Take one tick into the running episode; never waits."""
         self._recorder.append(sample, pictures)
 
-    def start(self, task: str, calibration_digest: str) -> str:
-        """Begin an episode; returns its id. Raises Refused."""
+    def start(self, task: str, calibration_digest: str, policy: Policy | None = None) -> str:
+        """Begin an episode, of a rollout where a policy drives; returns its id. Raises Refused."""
         started_unix_s = self._unix_clock()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(started_unix_s))
         meta = EpisodeMeta(
@@ -63,6 +75,9 @@ class RecordingSession:
             cameras=self._config.camera_shapes,
             started_unix_s=started_unix_s,
             calibration_digest=calibration_digest,
+            source="teleoperation" if policy is None else "rollout",
+            policy=None if policy is None else policy.name,
+            policy_digest=None if policy is None else policy.digest,
         )
         self._missed_before = self._missed_deadlines()
         try:
@@ -71,16 +86,21 @@ class RecordingSession:
             raise Refused(str(error)) from error
         return meta.episode_id
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, success: bool | None = None) -> dict[str, Any]:
         """Save the episode; it is durable when this returns. Raises Refused."""
         frames = self._recorder.frames
         missed = self._missed_deadlines() - self._missed_before
         try:
-            path = self._recorder.finish(missed)
+            path = self._recorder.finish(missed, success)
         except JournalError as error:
             raise Refused(f"the episode was not saved: {error}") from error
         self._tally.add(frames)
-        return {"episode": path.name, "frames": frames, "missed_deadlines": missed}
+        return {
+            "episode": path.name,
+            "frames": frames,
+            "missed_deadlines": missed,
+            "success": success,
+        }
 
     def discard(self) -> None:
         """Throw the episode away. Raises Refused."""

@@ -120,7 +120,7 @@ def test_record_by_the_clock_saves_each_episode_and_parks(host: Host) -> None:
     assert code == 0
     assert out == "  saved e.mcap, 12 frames\n" * 2
     assert "episode 2/2: recording" in error
-    assert host.robot.told.count("control:record_finish()") == 2
+    assert host.robot.told.count("control:record_finish(success=None)") == 2
     assert host.robot.state is State.IDLE
 
 
@@ -148,7 +148,7 @@ def test_a_terminal_that_is_gone_throws_the_episode_away_and_parks(
     assert code == 1
     assert "nobody is there to answer" in error
     assert "control:record_discard()" in host.robot.told
-    assert "control:record_finish()" not in host.robot.told
+    assert "control:record_finish(success=None)" not in host.robot.told
     assert host.robot.state is State.IDLE
 
 

@@ -59,8 +59,14 @@ def write_episode(
     late_camera: int = 0,
     fps: float = 30.0,
     picture_size: tuple[int, int] | None = None,
+    policy: str | None = None,
+    corrected: range = range(0),
+    success: bool | None = None,
 ) -> Path:
-    """A finished journal; its first ``late_camera`` ticks have no picture yet."""
+    """A finished journal; its first ``late_camera`` ticks have no picture yet.
+
+    With a ``policy`` it is a rollout, which a person corrected at the ticks ``corrected``.
+    """
     shapes = {CAMERA: (HEIGHT, WIDTH)} if cameras is None else cameras
     meta = EpisodeMeta(
         episode_id=f"episode-{number:04d}",
@@ -73,6 +79,9 @@ def write_episode(
         cameras=shapes,
         started_unix_s=1_700_000_000.0 + number,
         calibration_digest="c" * 64,
+        source="teleoperation" if policy is None else "rollout",
+        policy=policy,
+        policy_digest=None if policy is None else "d" * 64,
     )
     random = np.random.default_rng(number)
     x_m, y_m = random.uniform(0.16, 0.21), random.uniform(-0.06, 0.06)
@@ -96,8 +105,9 @@ def write_episode(
                 action=action[tick],
                 requested=action[tick] + 1.0,
                 environment=place[tick],
+                intervention=tick in corrected,
                 camera_sequence=sequence,
             ),
             jpegs,
         )
-    return writer.finish(missed_deadlines=number)
+    return writer.finish(missed_deadlines=number, success=success)

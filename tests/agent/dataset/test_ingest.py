@@ -20,8 +20,9 @@ from agent.child.link import ChildLink
 from agent.config import AgentConfig
 from agent.dataset import validation, writer
 from agent.dataset.errors import IngestFailed, UnknownUnit
-from agent.dataset.features import OBSERVED, SENT, component
+from agent.dataset.features import INTERVENTION, OBSERVED, SENT, component
 from agent.dataset.ingest import Ingest, run
+from agent.dataset.versions import read_ledger
 from agent.errors import LinkClosed
 from agent.recording.journal import EpisodeReader
 from agent.recording.tally import Tally
@@ -102,6 +103,24 @@ def test_a_second_pass_adds_to_the_first(config: AgentConfig) -> None:
     ledger = json.loads((config.dataset_dir / "meta/armada_episodes.json").read_text())
     assert [entry["episode_id"] for entry in ledger] == ["episode-0001", "episode-0002"]
     assert [entry["missed_deadlines"] for entry in ledger] == [1, 2]
+
+
+def test_who_acted_and_how_it_went_is_told_by_episode_and_by_frame(config: AgentConfig) -> None:
+    folder = config.journal_dir
+    write_episode(folder, 1, frames=8)
+    write_episode(folder, 2, frames=8, policy="7", success=False)
+    write_episode(folder, 3, frames=8, policy="7", corrected=range(3, 6), success=True)
+    take_all(config)
+    ledger = read_ledger(config.dataset_dir.resolve())
+    assert [(e.source, e.success, e.policy, e.robot_id) for e in ledger] == [
+        ("teleoperation", None, None, "arm-1"),
+        ("rollout", False, "7", "arm-1"),
+        ("intervention", True, "7", "arm-1"),
+    ]
+    assert [e.policy_digest for e in ledger] == [None, "d" * 64, "d" * 64]
+    dataset = stock_dataset(config)
+    told = [bool(dataset[index][INTERVENTION]) for index in range(24)]
+    assert [index for index, by_person in enumerate(told) if by_person] == [19, 20, 21]
 
 
 def test_the_sketch_is_of_the_training_episodes_alone(config: AgentConfig) -> None:

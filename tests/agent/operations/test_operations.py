@@ -30,7 +30,7 @@ DONE: dict[str, dict[State, tuple[list[str], State]]] = {
     "teleop_start": {IDLE: (["teleop_start", "control:teleop_start()"], TELEOP)},
     "teleop_stop": {TELEOP: (["teleop_stop", PARK, "released"], IDLE)},
     "record_start": {IDLE: (["teleop_start", RECORD], TELEOP), TELEOP: ([RECORD], TELEOP)},
-    "record_finish": {state: (["control:record_finish()"], state) for state in State},
+    "record_finish": {state: (["control:record_finish(success=None)"], state) for state in State},
     "record_discard": {state: (["control:record_discard()"], state) for state in State},
     "rollout_arm": {
         IDLE: (["rollout_arm", LOAD], ROLLOUT),
@@ -59,7 +59,7 @@ REFUSED: dict[str, dict[State, tuple[list[str], State]]] = {
         IDLE: (["teleop_start", RECORD, PARK, "released"], IDLE),
         TELEOP: ([RECORD], TELEOP),
     },
-    "record_finish": {TELEOP: (["control:record_finish()"], TELEOP)},
+    "record_finish": {TELEOP: (["control:record_finish(success=None)"], TELEOP)},
     "record_discard": {TELEOP: (["control:record_discard()"], TELEOP)},
     "rollout_arm": {
         IDLE: (["rollout_arm", LOAD, "not_started"], IDLE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -86,6 +87,18 @@ def test_an_episode_comes_back_bit_for_bit(tmp_path: Path) -> None:
             assert getattr(got, name).tobytes() == getattr(want, name).tobytes()
         assert got.telemetry == want.telemetry
         assert jpegs == {"overhead": b"jpeg %d" % tick}
+
+
+def test_a_rollout_tells_its_policy_who_commanded_and_how_it_went(tmp_path: Path) -> None:
+    of_policy = dataclasses.replace(meta("e"), source="rollout", policy="7", policy_digest="ab")
+    writer = EpisodeWriter(tmp_path, of_policy)
+    for tick in range(6):
+        writer.append(dataclasses.replace(sample(tick), intervention=tick in (2, 3)), {})
+    reader = EpisodeReader(writer.finish(success=False))
+    assert reader.meta == of_policy
+    assert reader.end is not None
+    assert (reader.end.success, reader.end.intervention_frames) == (False, 2)
+    assert [got.tick for got, _ in reader.samples() if got.intervention] == [2, 3]
 
 
 @given(VECTOR)
