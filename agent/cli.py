@@ -34,6 +34,7 @@ Episodes = Annotated[int, typer.Option("--episodes", "--num-episodes", metavar="
 
 agent = command_group("The daemon.")
 setup = command_group("Set an arm up.")
+dataset = command_group("This robot's episodes.")
 SETTINGS_AS_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -49,6 +50,7 @@ def say(line: str, reply: Any, as_json: bool) -> None:
 
 @agent.callback()
 @setup.callback()
+@dataset.callback()
 def _group() -> None:
     """Keeps the only command of each a command of its own."""
 
@@ -171,6 +173,44 @@ def calibrate(
         say("\n".join([*lines, f"saved {reply['path']}"]), reply, as_json)
 
 
+@dataset.command("import")
+def import_dataset(
+    source: Annotated[
+        str, typer.Argument(metavar="REPO_ID|FOLDER|ROW", help="a dataset, or a row of --plan")
+    ],
+    config: Config = DEFAULT_CONFIG_PATH,
+    plan: Annotated[
+        str | None, typer.Option(help="a TOML file, or a shipped plan such as so100-field")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="instead of the dataset's words")] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="once for each camera")
+    ] = None,
+    convention: Annotated[
+        str | None, typer.Option(help="of its joints: degrees, normalised or before-777")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="of the repository")] = None,
+    episodes: Annotated[int | None, typer.Option(min=1, help="the first so many")] = None,
+    evaluation: Annotated[
+        bool, typer.Option("--evaluation", help="never train on them, only evaluate")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Take a LeRobotDataset (v2.1 or v3) as this robot's episodes."""
+    # Imported here: it loads the video libraries, and the other commands are quick.
+    from agent.dataset.foreign.importing import import_episodes
+    from agent.dataset.foreign.plan import ImportRow, read_plan, row_of
+
+    row = ImportRow(dataset=source)
+    if plan is not None:
+        row, evaluation = read_plan(plan).row(source)
+    row = row_of(row, task=task, convention=convention, revision=revision, cameras=camera or ())
+    for done in import_episodes(load_config(config), row, evaluation=evaluation, count=episodes):
+        was = "is here already" if done.known else "imported"
+        line = f"  episode {done.episode}: {was} as {done.episode_id}, {done.frames} frames"
+        say(line, asdict(done), as_json)
+
+
 def command_of(operation: Operation, said: Callable[[dict[str, Any]], str]) -> Callable[..., None]:
     """The command of one row: its fields are the options."""
 
@@ -202,6 +242,7 @@ def make_app(operations: Iterable[Operation] = OPERATIONS) -> typer.Typer:
     for function in (record, rollout, status):
         made.command()(function)
     made.add_typer(setup, name="setup")
+    made.add_typer(dataset, name="dataset")
     made.command()(doctor)
     for row in operations:
         if row.said is not None:

@@ -19,3 +19,19 @@ class EpisodeRefused(DatasetError, BadJournal):
 
 class IngestFailed(DatasetError, OSError):
     """Episodes could not be added to the dataset; the journals are kept."""
+
+
+class BadForeignDataset(DatasetError, ValueError):
+    """A dataset from elsewhere is not what it says, or does not fit this robot."""
+
+
+class BadImportPlan(DatasetError, ValueError):
+    """An import plan has no such row, or a row that cannot be used."""
+
+
+class HubUnreachable(DatasetError, ConnectionError):
+    """A dataset cannot be fetched from its hub."""
+
+
+class ImportRunning(DatasetError, BlockingIOError):
+    """Another process imports into this robot's journals just now."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from agent.dataset.errors import EpisodeRefused, UnknownUnit
 from agent.dataset.features import component, dataset_features
-from agent.dataset.versions import LedgerEntry
+from agent.dataset.versions import LedgerEntry, content_digest
 from agent.recording.journal import FINISHED, EpisodeEnd, EpisodeMeta, EpisodeReader
 from policy.spec import ACTION, STATE
 
@@ -48,7 +48,15 @@ class Journal:
             success=self.end.success,
             policy=self.meta.policy,
             policy_digest=self.meta.policy_digest,
+            evaluation=self.meta.evaluation,
+            content_digest=self._content_digest(),
         )
+
+    def _content_digest(self) -> str:
+        origin = self.meta.origin
+        if origin is not None:
+            return origin.digest
+        return content_digest(self.vectors[STATE], self.vectors[ACTION])
 
 
 @dataclass(frozen=True)

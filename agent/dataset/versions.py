@@ -19,8 +19,12 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from agent.dataset.errors import IngestFailed
 from host.files import sync_folder, sync_tree, write_durable
@@ -41,6 +45,8 @@ class LedgerEntry:
             frames whose `intervention` is true.
         success: whether the task was done; None: nobody said.
         policy: that drove it: a release's version, or `local`; with the digest of its graph.
+        evaluation: it is never trained on.
+        content_digest: of its numbers, as whoever recorded it wrote them; see `content_digest`.
     """
 
     episode_id: str
@@ -53,6 +59,20 @@ class LedgerEntry:
     success: bool | None = None
     policy: str | None = None
     policy_digest: str | None = None
+    evaluation: bool = False
+    content_digest: str = ""
+
+
+def content_digest(state: NDArray[np.float32], action: NDArray[np.float32]) -> str:
+    """SHA-256 (hex) of an episode's numbers [T,S] and [T,A], as its recorder wrote them.
+
+    It stays the same through copying, conversion, other video and another name.
+    """
+    digest = sha256()
+    for values in (state, action):
+        digest.update(f"{values.shape}".encode())
+        digest.update(np.ascontiguousarray(values, dtype="<f4").tobytes())
+    return digest.hexdigest()
 
 
 class DatasetVersions:

@@ -64,6 +64,15 @@ Vector = Annotated[
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an episode that was not recorded here comes from."""
+
+    dataset: Annotated[str, Field(max_length=1000)]  # a repository's id, or a folder
+    episode: Annotated[int, Field(ge=0)]  # its index there
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # of its numbers, as they were there
+
+
+@dataclass(frozen=True)
 class EpisodeMeta:
     """What is true of the whole episode; written before its first sample."""
 
@@ -80,6 +89,8 @@ class EpisodeMeta:
     source: Literal["teleoperation", "rollout"] = "teleoperation"  # who had the arm at the start
     policy: str | None = None  # of a rollout: a release's version, or `local`
     policy_digest: str | None = None  # SHA-256 hex of its graph
+    origin: Origin | None = None  # None: recorded here
+    evaluation: bool = False  # never trained on
 
     def to_json(self) -> str:
         """Compact JSON."""
