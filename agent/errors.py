@@ -41,6 +41,10 @@ class BadJournal(AgentError, ValueError):
         self.path = path
 
 
+class BadLedger(AgentError, OSError):
+    """The list of a dataset's episodes is missing or damaged."""
+
+
 class Refused(AgentError, RuntimeError):
     """A command does not fit the present state, or what it asks for is not possible now."""
 

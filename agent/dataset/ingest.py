@@ -27,11 +27,12 @@ from agent.dataset.errors import IngestFailed
 from agent.dataset.features import sketch_frames, vector_names
 from agent.dataset.validation import DatasetShape, Journal, open_journal
 from agent.dataset.versions import DatasetVersions
-from agent.errors import BadJournal, LinkClosed, UnreadableJournal
+from agent.errors import BadJournal, BadLedger, LinkClosed, UnreadableJournal
 from agent.recording.journal import FINISHED, move_aside
+from agent.training.episode_roles import episode_roles
 from agent.training.exchange import TrainingExchange
 from host.files import write_durable
-from policy.batches import load_frames, read_info, split_episodes
+from policy.batches import load_frames, read_info
 from policy.errors import NoEpisodes
 
 log = logging.getLogger(__name__)
@@ -138,14 +139,14 @@ class Ingest:
         if root is None:
             return
         frames = load_frames(root)
-        training, _ = split_episodes(frames.episodes, self._held_out_every)
+        training = episode_roles(self._versions.ledger(), self._held_out_every).training
         names = vector_names(read_info(root)["features"])
         self._exchange.publish_sketch(sketch_frames(frames.select(training), names))
 
     def totals(self) -> dict[str, int]:
         """Episodes and frames in the dataset, and how many of the episodes are held out."""
         ledger = self._versions.ledger()
-        _, held_out = split_episodes(range(len(ledger)), self._held_out_every)
+        held_out = episode_roles(ledger, self._held_out_every).held_out
         return {
             "episodes": len(ledger),
             "frames": sum(entry.frames for entry in ledger),
@@ -195,7 +196,7 @@ def run(
                 error_line = f"{type(error).__name__}: {error}"
                 log.exception("ingest failed, the journals are kept")
                 failures.update(path.name for path in chosen)
-                if isinstance(error, OSError) and not isinstance(error, IngestFailed):
+                if isinstance(error, OSError) and not isinstance(error, (IngestFailed, BadLedger)):
                     quiet_until_s = clock() + RETRY_AFTER_S  # the disk's fault, not a journal's
                 elif len(chosen) == 1:
                     ingest.pass_over(chosen[0], error_line)

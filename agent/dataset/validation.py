@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from agent.dataset.errors import EpisodeRefused, UnknownUnit
 from agent.dataset.features import component, dataset_features
-from agent.dataset.versions import LedgerEntry, content_digest
 from agent.recording.journal import FINISHED, EpisodeEnd, EpisodeMeta, EpisodeReader
+from agent.recording.ledger import LedgerEntry, content_digest
 from policy.spec import ACTION, STATE
 
 # JPEG start-of-frame markers; the three between them are tables.

@@ -15,71 +15,25 @@ costs only what it adds. The ledger, inside the version, says which episodes it 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from agent.dataset.errors import IngestFailed
-from host.files import sync_folder, sync_tree, write_durable
+from agent.recording.ledger import LedgerEntry, read_ledger, write_ledger
+from host.files import sync_folder, sync_tree
 
-LEDGER = Path("meta") / "armada_episodes.json"
 _STAGING = ".staging"
 _NEXT_LINK = ".dataset.next"
 _SHARED_SUFFIXES = (".parquet", ".mp4")
 _REWRITTEN = "tasks.parquet"  # LeRobot writes over this one
 
 
-@dataclass(frozen=True)
-class LedgerEntry:
-    """One episode of the dataset; its place in the ledger is its episode index.
-
-    Attributes:
-        source: who had the arm: a person; a policy; or a policy that a person corrected, at the
-            frames whose `intervention` is true.
-        success: whether the task was done; None: nobody said.
-        policy: that drove it: a release's version, or `local`; with the digest of its graph.
-        evaluation: it is never trained on.
-        content_digest: of its numbers, as whoever recorded it wrote them; see `content_digest`.
-    """
-
-    episode_id: str
-    robot_id: str
-    started_unix_s: float
-    frames: int
-    missed_deadlines: int
-    calibration_digest: str
-    source: Literal["teleoperation", "rollout", "intervention"] = "teleoperation"
-    success: bool | None = None
-    policy: str | None = None
-    policy_digest: str | None = None
-    evaluation: bool = False
-    content_digest: str = ""
-
-
-def content_digest(state: NDArray[np.float32], action: NDArray[np.float32]) -> str:
-    """SHA-256 (hex) of an episode's numbers [T,S] and [T,A], as its recorder wrote them.
-
-    It stays the same through copying, conversion, other video and another name.
-    """
-    digest = sha256()
-    for values in (state, action):
-        digest.update(f"{values.shape}".encode())
-        digest.update(np.ascontiguousarray(values, dtype="<f4").tobytes())
-    return digest.hexdigest()
-
-
 class DatasetVersions:
     """See the module. One process writes (ingest); any may read through the link.
 
-    Raises IngestFailed when ``link`` is something that this class did not make, OSError when the
-    disk refuses.
+    Raises IngestFailed when ``link`` is something that this class did not make, BadLedger, OSError
+    when the disk refuses.
     """
 
     def __init__(self, link: Path) -> None:
@@ -115,8 +69,7 @@ class DatasetVersions:
     def commit(self, entries: list[LedgerEntry]) -> Path:
         """Make the staged dataset the newest one, durably; ``entries`` is its whole ledger."""
         staging = self._folder / _STAGING
-        listed = json.dumps([asdict(entry) for entry in entries], indent=1)
-        write_durable(staging / LEDGER, listed.encode())
+        write_ledger(staging, entries)
         sync_tree(staging)
         final = self._folder / f"{self._number() + 1:06d}"
         if final.exists():
@@ -142,18 +95,6 @@ class DatasetVersions:
 
     def _number(self) -> int:
         return 0 if self.current is None else int(self.current.name)
-
-
-def read_ledger(root: Path) -> list[LedgerEntry]:
-    """The ledger of one version. Raises IngestFailed when it is missing or damaged."""
-    path = root / LEDGER
-    try:
-        entries = json.loads(path.read_bytes())
-        if not isinstance(entries, list):
-            raise TypeError("not a list")
-        return [LedgerEntry(**entry) for entry in entries]
-    except (OSError, ValueError, TypeError) as error:
-        raise IngestFailed(f"{path}: the ledger cannot be read ({error})") from error
 
 
 def _copy_sharing(source: Path, target: Path) -> None:

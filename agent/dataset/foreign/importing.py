@@ -26,7 +26,7 @@ from agent.dataset.foreign.layout import ForeignDataset, ForeignEpisode
 from agent.dataset.foreign.pictures import Image, pictures
 from agent.dataset.foreign.plan import ImportRow
 from agent.dataset.ingest import INGESTED_FOLDER, REFUSED_FOLDER
-from agent.dataset.versions import DatasetVersions, content_digest
+from agent.dataset.versions import DatasetVersions
 from agent.recording.journal import (
     FINISHED,
     EpisodeMeta,
@@ -35,6 +35,7 @@ from agent.recording.journal import (
     Sample,
     move_aside,
 )
+from agent.recording.ledger import content_digest
 from policy.spec import ACTION, IMAGES, STATE
 
 IMPORTING_FOLDER = "importing"

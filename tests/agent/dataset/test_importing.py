@@ -26,8 +26,8 @@ from agent.dataset.foreign.joints import to_ours
 from agent.dataset.foreign.layout import ForeignDataset
 from agent.dataset.foreign.plan import ImportRow
 from agent.dataset.ingest import Ingest
-from agent.dataset.versions import content_digest
 from agent.recording.journal import EpisodeReader
+from agent.recording.ledger import content_digest
 from policy.batches import load_frames, read_info
 from policy.spec import ACTION, STATE
 

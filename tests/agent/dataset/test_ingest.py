@@ -22,9 +22,9 @@ from agent.dataset import validation, writer
 from agent.dataset.errors import IngestFailed, UnknownUnit
 from agent.dataset.features import INTERVENTION, OBSERVED, SENT, component
 from agent.dataset.ingest import Ingest, run
-from agent.dataset.versions import read_ledger
 from agent.errors import LinkClosed
 from agent.recording.journal import EpisodeReader
+from agent.recording.ledger import read_ledger
 from agent.recording.tally import Tally
 from agent.training.exchange import TrainingExchange
 from policy.batches import load_frames

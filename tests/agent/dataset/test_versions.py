@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from agent.dataset.errors import IngestFailed
-from agent.dataset.versions import DatasetVersions, LedgerEntry
+from agent.dataset.versions import DatasetVersions
+from agent.errors import BadLedger
+from agent.recording.ledger import LedgerEntry
 
 
 def entry(number: int) -> LedgerEntry:
@@ -93,5 +95,5 @@ def test_a_lost_ledger_is_said(tmp_path: Path) -> None:
     versions = DatasetVersions(tmp_path / "dataset")
     root = grow(versions, 1)
     (root / "meta/armada_episodes.json").write_text("{}")
-    with pytest.raises(IngestFailed, match="ledger"):
+    with pytest.raises(BadLedger, match="ledger"):
         DatasetVersions(tmp_path / "dataset").ledger()
