@@ -37,6 +37,8 @@ def prepare_backbone(
             setattr(backbone.get_submodule(parent), own, norm)
     if spec.backbone_sha256 is not None:
         _load(backbone, spec.backbone_sha256, renamed or {})
+    if spec.backbone_rate == 0:
+        backbone.requires_grad_(False)
 
 
 def _load(backbone: torch.nn.Module, sha256: str, renamed: Mapping[str, str]) -> None:

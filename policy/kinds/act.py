@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from policy.kinds.adapter import PolicyKind
+from policy.kinds.adapter import ParameterGroup, PolicyKind, backbone_groups
 from policy.kinds.resnet import ResnetSpec
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ class Act(PolicyKind[ActSpec]):
             from policy.backbone import prepare_backbone
 
             prepare_backbone(policy.model.backbone, spec)
+
+    def parameter_groups(self, policy: torch.nn.Module, spec: ActSpec) -> list[ParameterGroup]:
+        return backbone_groups(policy, ".backbone.", spec.backbone_rate)
 
     def reported_loss(self, loss: torch.Tensor, parts: Mapping[str, Any] | None) -> float:
         """The error of the actions, without the VAE's divergence."""

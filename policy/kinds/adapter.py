@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,28 @@ if TYPE_CHECKING:
 # How LeRobot's processor scales each sort of feature, by the names of its NormalizationMode.
 MEAN_STD = "MEAN_STD"
 IDENTITY = "IDENTITY"
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Trainable tensors, by name, that are trained at so many times the learning rate."""
+
+    names: tuple[str, ...]
+    rate: float
+
+
+def backbone_groups(policy: torch.nn.Module, part: str, rate: float) -> list[ParameterGroup]:
+    """The trainable tensors whose names hold ``part`` at ``rate``, the others at 1."""
+    names = _trainable(policy)
+    groups = (
+        ParameterGroup(tuple(name for name in names if part not in name), 1.0),
+        ParameterGroup(tuple(name for name in names if part in name), rate),
+    )
+    return [group for group in groups if group.names]
+
+
+def _trainable(policy: torch.nn.Module) -> list[str]:
+    return [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
 
 
 class PolicyKind[Spec: PolicySpec](ABC):
@@ -51,6 +74,11 @@ class PolicyKind[Spec: PolicySpec](ABC):
         Trainable is what requires a gradient afterwards. Raises MissingArtefact, BadWeights.
         """
         del policy, spec
+
+    def parameter_groups(self, policy: torch.nn.Module, spec: Spec) -> list[ParameterGroup]:
+        """Every trainable tensor once, by its factor on the learning rate."""
+        del spec
+        return [ParameterGroup(tuple(_trainable(policy)), 1.0)]
 
     def arrange(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch from the processor as LeRobot's policy of this kind takes it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from policy.kinds import NOISE
-from policy.kinds.adapter import PolicyKind
+from policy.kinds.adapter import ParameterGroup, PolicyKind, backbone_groups
 from policy.kinds.resnet import ResnetSpec
 from policy.spec import ENVIRONMENT, STATE
 
@@ -97,6 +97,11 @@ class Diffusion(PolicyKind[DiffusionSpec]):
 
             for encoder in policy.diffusion.rgb_encoder:
                 prepare_backbone(encoder.backbone, spec, _PARTS)
+
+    def parameter_groups(
+        self, policy: torch.nn.Module, spec: DiffusionSpec
+    ) -> list[ParameterGroup]:
+        return backbone_groups(policy, ".backbone.", spec.backbone_rate)
 
     def arrange(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Vectors get an axis for their one observation step; pictures get it from LeRobot."""

@@ -19,6 +19,14 @@ class ResnetSpec(PolicySpec):
     backbone_sha256: str | None = Field(default=None, pattern=SHA256_PATTERN)
     """Pretrained backbone: digest of a safetensors file with torchvision's names, to be found by
     its digest in the folder that ARMADA_ARTEFACTS names; absent: untrained."""
+    backbone_rate: float = Field(default=1.0, ge=0.0, le=100.0)
+    """Factor on the learning rate for the backbone; 0: frozen, and then it leaves no robot."""
+
+    @model_validator(mode="after")
+    def _what_is_frozen_is_the_same_everywhere(self) -> Self:
+        if self.backbone_rate == 0 and self.backbone_sha256 is None:
+            raise ValueError("backbone_rate = 0 wants backbone_sha256: what is frozen is not sent")
+        return self
 
     @model_validator(mode="after")
     def _norm_is_that_of_the_weights(self) -> Self:

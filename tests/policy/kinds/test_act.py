@@ -14,6 +14,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from policy.artefacts import VARIABLE, artefact_digest
 from policy.build import build_policy, read_weights
 from policy.errors import BadWeights, MissingArtefact
+from policy.kinds import kind_of
 from policy.spec import CameraSpec, PolicySpec
 
 CAMERA = CameraSpec(name="overhead", height=32, width=32)
@@ -83,3 +84,28 @@ def test_weights_that_are_missing_damaged_or_of_another_trunk_build_nothing(
     digest = keep(tmp_path, {"conv1.weight": torch.zeros(1)})
     with pytest.raises(BadWeights, match="another backbone"):
         build(seeing(backbone_norm="frozen", backbone_sha256=digest))
+
+
+def test_the_trunk_has_a_rate_of_its_own_and_every_tensor_is_in_one_group() -> None:
+    spec = seeing(backbone_rate=0.1)
+    policy = build(spec)
+    rest, trunk = kind_of("act").parameter_groups(policy, spec)
+    assert (rest.rate, trunk.rate) == (1.0, 0.1)
+    assert all(name.startswith("model.backbone.") for name in trunk.names)
+    assert sorted(rest.names + trunk.names) == sorted(read_weights(policy))
+
+
+def test_a_frozen_trunk_leaves_no_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    tensors = torchvision.models.resnet18(weights=None).state_dict()
+    digest = keep(tmp_path, tensors)
+    spec = seeing(backbone_norm="frozen", backbone_sha256=digest, backbone_rate=0.0)
+    policy = build(spec)
+    assert not any("backbone" in name for name in read_weights(policy))
+    (only,) = kind_of("act").parameter_groups(policy, spec)
+    assert (only.names, only.rate) == (tuple(read_weights(policy)), 1.0)
+
+
+def test_a_frozen_trunk_of_random_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="backbone_sha256"):
+        seeing(backbone_rate=0.0)
