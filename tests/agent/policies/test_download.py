@@ -1,0 +1,158 @@
+"""Releases over a real HTTPS server with client certificates, on loopback.
+
+The server's files are damaged, cut off and moved away as a bad network or a bad server would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from counted_hashes import count_hashes
+from release_site import ONNX, Site, make_bundle
+from tiny_policy import write_policy
+
+from agent.policies.download import CHUNK_BYTES
+from agent.policies.errors import DownloadInterrupted, ReleaseRefused
+from agent.policies.folder import read_record
+from protocol.bundle import load_bundle
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_release_arrives_whole(site: Site) -> None:
+    folder = site.fetch()
+    assert (folder / "policy.onnx").read_bytes() == ONNX
+    assert hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() == (
+        site.notice.manifest_digest
+    )
+
+
+def test_a_manifest_with_another_digest_is_refused_before_anything_else_is_fetched(
+    site: Site,
+) -> None:
+    site.server.files["manifest.json"] += b" "
+    with pytest.raises(ReleaseRefused, match="changed on the way or on the server"):
+        site.fetch()
+    assert [name for name, _ in site.server.requests] == ["manifest.json"]
+
+
+def test_a_file_with_another_digest_is_refused_and_deleted(site: Site) -> None:
+    site.server.files["policy.onnx"] = b"\xff" + ONNX[1:]
+    with pytest.raises(ReleaseRefused, match=r"policy\.onnx does not have the SHA-256"):
+        site.fetch()
+    assert not list(site.downloads.glob("**/policy.onnx"))
+    assert not [path for path in site.downloads.iterdir() if path.suffix != ".part"]
+
+
+def test_a_file_longer_than_its_manifest_says_does_not_fill_the_disk(site: Site) -> None:
+    site.server.files["policy.onnx"] = b"\1" * (20 * len(ONNX))
+    sizes: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: sizes.append(os.fstat(file).st_size))
+        with pytest.raises(ReleaseRefused):
+            site.fetch()
+    assert len(ONNX) - CHUNK_BYTES <= max(sizes) <= len(ONNX)
+
+
+def test_an_interrupted_download_is_resumed_where_it_stopped(site: Site) -> None:
+    site.server.cut["policy.onnx"] = 300_000
+    with pytest.raises(DownloadInterrupted):
+        site.fetch()
+    (part,) = site.downloads.iterdir()
+    assert part.suffix == ".part"
+    have = (part / "policy.onnx").stat().st_size
+    assert 0 < have <= 300_000
+    assert (site.fetch() / "policy.onnx").read_bytes() == ONNX
+    assert site.server.requests[-1] == ("policy.onnx", f"bytes={have}-")
+
+
+def test_a_resumed_file_is_hashed_once_over_the_whole(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.server.cut["policy.onnx"] = 300_000
+    with pytest.raises(DownloadInterrupted):
+        site.fetch()
+    sizes = count_hashes(monkeypatch)
+    folder = site.fetch()
+    assert sizes == [len(ONNX)]
+    assert list(read_record(folder)) == ["policy.onnx"]
+
+
+def test_a_file_that_came_whole_is_neither_fetched_nor_hashed_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.serve(write_policy(site.folder / "made", notes=b"two files"))
+    late = site.server.files.pop("policy.onnx")
+    with pytest.raises(DownloadInterrupted):
+        site.fetch()
+    site.server.files["policy.onnx"] = late
+    sizes = count_hashes(monkeypatch)
+    site.server.requests.clear()
+    folder = site.fetch()
+    assert [name for name, _ in site.server.requests] == ["manifest.json", "policy.onnx"]
+    assert sizes == [len(late)]
+    assert list(read_record(folder)) == ["notes.txt", "policy.onnx"]
+
+
+def test_a_server_without_ranges_makes_it_begin_again(site: Site) -> None:
+    site.server.cut["policy.onnx"] = 300_000
+    with pytest.raises(DownloadInterrupted):
+        site.fetch()
+    site.server.ranges = False
+    assert (site.fetch() / "policy.onnx").read_bytes() == ONNX
+
+
+def test_a_beginning_that_was_damaged_on_the_disk_is_fetched_again(site: Site) -> None:
+    site.server.cut["policy.onnx"] = 300_000
+    with pytest.raises(DownloadInterrupted):
+        site.fetch()
+    (path,) = site.downloads.glob("*.part/policy.onnx")
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    assert (site.fetch() / "policy.onnx").read_bytes() == ONNX
+
+
+def test_a_missing_file_is_an_interruption_with_its_address(site: Site) -> None:
+    del site.server.files["policy.onnx"]
+    with pytest.raises(DownloadInterrupted, match=r"/v1/releases/1/policy\.onnx answers 404"):
+        site.fetch()
+
+
+def test_a_server_of_another_authority_is_one_clear_line(site: Site, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    make_bundle(other)
+    (site.folder / "ca.pem").write_bytes((other / "ca.pem").read_bytes())
+    with pytest.raises(DownloadInterrupted, match="does not vouch for; enrol this robot"):
+        site.fetch()
+
+
+def test_a_client_of_another_authority_gets_nothing(site: Site, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    make_bundle(other)
+    for name in ("cert.pem", "key.pem"):
+        (site.folder / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(DownloadInterrupted):
+        site.fetch()
+    assert not site.server.requests
+
+
+def test_nobody_listens_is_an_interruption(site: Site) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    info = json.loads((site.folder / "bundle.json").read_text())
+    info["https"]["port"] = port
+    (site.folder / "bundle.json").write_text(json.dumps(info))
+    site.bundle = load_bundle(site.folder)
+    with pytest.raises(DownloadInterrupted, match="cannot be read"):
+        site.fetch()
