@@ -25,3 +25,7 @@ class BadBundle(ProtocolError, ValueError):
 
 class BadUpdate(ProtocolError, ValueError):
     """An encoded update that cannot be decoded within its limits."""
+
+
+class BadTrials(ProtocolError, ValueError):
+    """A report of closed-loop trials that does not fit its model, or does not add up."""
