@@ -154,6 +154,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"  release {release['version']}: round {release['round']}, held-out {error:.4g}"
         )
+    lines += [f"  ! {line}" for line in document["leaks"]]
     for refused in document["refused"]:
         lines.append(f"  refused round {refused['round']}: {refused['reason']}")
     return lines

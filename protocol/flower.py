@@ -1,13 +1,14 @@
 """What the two Flower apps say to each other: message types, records, models.
 
 A Flower message carries one JSON text (a model of this file) and, if the kind has one, one blob:
-the encoded update of `protocol.update`, or the sketch as JSON. Nothing else is read from a message.
+the encoded update of `protocol.update`, the sketch as JSON, or the keys of `protocol.episode_keys`.
+Nothing else is read from a message.
 
 | message type       | request             | blob down     | reply             | blob up      |
 |--------------------|---------------------|---------------|-------------------|--------------|
 | `query.statistics` | `StatisticsRequest` |               | `StatisticsReply` | sketch, JSON |
 | `train`            | `TrainRequest`      |               | `Contribution`    | delta        |
-| `query.install`    | `InstallRequest`    | base, float32 | `InstallReply`    |              |
+| `query.install`    | `InstallRequest`    | base, float32 | `InstallReply`    | episode keys |
 
 The blob travels as the raw data of a uint8 `Array` (Flower sends those in chunks of 5 MB, but a
 ConfigRecord in one piece), and is never handed to `numpy.load`.
@@ -80,7 +81,7 @@ class InstallRequest(WireModel):
 
 
 class InstallReply(WireModel):
-    """The base that is now in place."""
+    """The base that is now in place. The blob: keys of all episodes ever trained on here."""
 
     base_digest: Digest
 

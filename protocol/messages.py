@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from host.complaints import first_complaint
 from protocol.contribution import MAX_LOSS
 from protocol.eligibility import Terms
+from protocol.episode_keys import EpisodeKey
 from protocol.errors import MalformedMessage
 from protocol.fields import Count, Digest, WireModel
 from protocol.topics import IDENTITY_PATTERN
@@ -112,11 +113,11 @@ class ReleaseNotice(Message):
 class EpisodeError(WireModel):
     """Mean absolute action errors on one held-out episode, in raw joint units.
 
-    `key` tells the episode from this robot's others and says nothing else of it. Beside the base's
+    `key` (protocol.episode_keys) tells it from all others and says nothing else. Beside the base's
     own error stand those of holding still and of replaying the nearest demonstration.
     """
 
-    key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    key: EpisodeKey
     frames: Annotated[int, Field(ge=1, le=MAX_EPISODE_FRAMES)]
     error: ActionError
     hold_still: ActionError

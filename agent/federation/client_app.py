@@ -3,7 +3,8 @@
     statistics  ->  the sketch that ingest wrote
     train       ->  the newest contribution ("anytime"), or an order to the trainer and its result
                     ("window"): partial work counts, with its real number of steps
-    install     ->  the new base for the trainer, acknowledged by its digest
+    install     ->  the new base for the trainer, acknowledged by its digest, and by the keys of
+                    all episodes that this robot ever trained on
 
 Work that the coordinator would not count is not uploaded (`protocol.eligibility`). With a new base
 comes the digest of the base from which this robot's work went into it; a further snapshot from
@@ -36,6 +37,7 @@ from host.logs import set_up_logging
 from policy.weights import Weights
 from protocol.contribution import Contribution
 from protocol.eligibility import Ineligible, explain, judge_work
+from protocol.episode_keys import episode_key, pack_keys
 from protocol.errors import ProtocolError
 from protocol.flower import (
     INSTALL,
@@ -167,7 +169,9 @@ class ClientApp:
             update = decode_update(blob, UpdateLimits(max_payload_bytes=MAX_BASE_BYTES))
             self._exchange.install_base(update.weights, info)
             log.info("installed base %s of round %d", info.digest[:12], info.round)
-        return pack(InstallReply(base_digest=info.digest))
+        trained = self._exchange.trained()
+        keys = pack_keys(episode_key(info.fleet_secret, digest) for digest in trained)
+        return pack(InstallReply(base_digest=info.digest), keys)
 
     def _present_base(self) -> BaseInfo | None:
         try:

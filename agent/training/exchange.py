@@ -8,7 +8,7 @@ in one safetensors file, because two files cannot be replaced at one instant.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from policy.weights import (
     weights_digest,
 )
 from protocol.contribution import Contribution
+from protocol.episode_keys import NO_FLEET, FleetSecret
+from protocol.fields import Digest
 from protocol.messages import HeldOutReport
 
 _META = "armada.meta"
@@ -47,6 +49,7 @@ class BaseInfo(_Record):
     normalizer: dict[str, Any]  # Normalizer.to_json()
     normalizer_digest: str
     proximal_mu: float = Field(default=0.0, ge=0.0)  # FedProx; 0 is plain local training
+    fleet_secret: FleetSecret = NO_FLEET  # under which episodes have their keys
     max_local_steps: int | None = Field(default=None, gt=0)
 
 
@@ -69,6 +72,10 @@ class WorkOrder(_Record):
 
 class _HeldOut(RootModel[dict[str, HeldOutReport]]):
     """Base digest -> error of that base."""
+
+
+class _Trained(RootModel[list[Digest]]):
+    """Content digests of episodes, in the order in which they were first trained on."""
 
 
 class TrainingProgress(_Record):
@@ -101,6 +108,7 @@ class TrainingExchange:
         self._held_out = self.folder / "held_out.json"
         self._sketch = self.folder / "sketch.json"
         self._progress = self.folder / "progress.json"
+        self._trained = self.folder / "trained_episodes.json"
 
     # --- base: written by the federation, read by the trainer ---
 
@@ -166,6 +174,20 @@ class TrainingExchange:
         """From which base this robot's work was last merged."""
         content = _read(self._merged)
         return None if content is None else _parse(MergedWork, self._merged, content)
+
+    # --- episodes ever trained on: written by the trainer, read by the client app ---
+
+    def note_trained(self, content_digests: Iterable[str]) -> None:
+        """Remember for good that these episodes were trained on; before the first step on them."""
+        before = self.trained()
+        new = [digest for digest in dict.fromkeys(content_digests) if digest not in set(before)]
+        if new:
+            write_durable(self._trained, _Trained([*before, *new]).model_dump_json().encode())
+
+    def trained(self) -> list[str]:
+        """Content digests of all episodes that this robot ever trained on."""
+        content = _read(self._trained)
+        return [] if content is None else _parse(_Trained, self._trained, content).root
 
     # --- work order: written by the federation, read by the trainer ---
 

@@ -5,19 +5,18 @@ Measured once for each version of the dataset; every base is then reported besid
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Self
-
-import numpy as np
 
 from policy.baselines import hold_still_mae, nearest_demonstration_mae
 from policy.batches import Frames
-from policy.spec import ACTION, PolicySpec
+from policy.spec import PolicySpec
 from policy.statistics import Normalizer
 from policy.train import HeldOut
 from policy.weights import Array
 from protocol.contribution import MAX_LOSS
+from protocol.episode_keys import episode_key
 from protocol.messages import (
     MAX_ACTION_ERROR,
     MAX_EPISODE_FRAMES,
@@ -32,28 +31,33 @@ from protocol.messages import (
 class HeldOutEpisodes:
     """Every held-out frame's episode and errors of the two baselines, in recording order."""
 
-    keys: dict[int, str]  # episode index -> key
+    digests: dict[int, str]  # episode index -> digest of its content
     episode: Array  # int64 [N]
     hold_still: Array  # float64 [N], raw joint units
     nearest: Array  # float64 [N], raw joint units
 
     @classmethod
     def measure(
-        cls, held_out: Frames, training: Frames, spec: PolicySpec, normalizer: Normalizer
+        cls,
+        held_out: Frames,
+        training: Frames,
+        spec: PolicySpec,
+        normalizer: Normalizer,
+        digests: Mapping[int, str],
     ) -> Self:
-        """Score the baselines on the held-out frames."""
+        """Score the baselines on the held-out frames; `digests` as the ledger has them."""
         return cls(
-            keys={index: episode_key(held_out, index) for index in held_out.episodes},
+            digests={index: digests[index] for index in held_out.episodes},
             episode=held_out.episode,
             hold_still=hold_still_mae(held_out, spec),
             nearest=nearest_demonstration_mae(held_out, training, spec, normalizer),
         )
 
-    def report(self, result: HeldOut, base_round: int) -> HeldOutReport:
+    def report(self, result: HeldOut, base_round: int, fleet_secret: str) -> HeldOutReport:
         """A base's errors on these frames as the coordinator is told them."""
         newest = {}
-        for index, key in list(self.keys.items())[-MAX_REPORTED_EPISODES:]:
-            rows = self.episode == index
+        for index, digest in list(self.digests.items())[-MAX_REPORTED_EPISODES:]:
+            rows, key = self.episode == index, episode_key(fleet_secret, digest)
             newest[key] = EpisodeError(
                 key=key,
                 frames=min(int(rows.sum()), MAX_EPISODE_FRAMES),
@@ -68,15 +72,6 @@ class HeldOutEpisodes:
             frames=min(result.frames, MAX_HELD_OUT_FRAMES),
             episodes=tuple(newest.values()),
         )
-
-
-def episode_key(frames: Frames, index: int) -> str:
-    """16 hex digits of the SHA-256 of the episode's actions.
-
-    Bound to the content: it stays when the dataset is made anew, and no name or time is in it.
-    """
-    actions = frames.vectors[ACTION][frames.episode == index]
-    return sha256(np.ascontiguousarray(actions, dtype="<f4").tobytes()).hexdigest()[:16]
 
 
 def _bounded(errors: Array) -> float:

@@ -69,6 +69,7 @@ class TrainingScheduler:
         self._baseline_due = False
         self._data: TrainingData | None = None
         self._evaluated: tuple[str, Path] | None = None
+        self._noted: Path | None = None  # version of the dataset whose episodes are noted
         self._looked_at_data_s = float("-inf")
         self._published_progress_s = float("-inf")
         before = self._exchange.progress() or TrainingProgress()
@@ -137,6 +138,9 @@ class TrainingScheduler:
         if limit is not None and work.steps >= limit:
             return self._rest(work, reason)
         self._set_phase("training", "")
+        if self._noted != data.version:
+            self._exchange.note_trained(data.trained)
+            self._noted = data.version
         before = work.steps
         work.step(data.training)
         gained = max(0, work.steps - before)
@@ -162,7 +166,7 @@ class TrainingScheduler:
             log.warning("base %s is not reported: its error is no number", base.info.digest[:12])
             return
         self._exchange.publish_held_out(
-            base.info.digest, data.episodes.report(result, base.info.round)
+            base.info.digest, data.episodes.report(result, base.info.round, base.info.fleet_secret)
         )
 
     def _look_for_base(self) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.errors import BadLedger
+from agent.recording.ledger import read_ledger
+from agent.training.episode_roles import episode_roles
 from agent.training.held_out import HeldOutEpisodes
-from policy.batches import Batches, load_frames, open_batches, split_episodes
+from policy.batches import Batches, load_frames, open_batches
 from policy.build import Tensors
 from policy.errors import BadDataset, NoEpisodes
 from policy.spec import PolicySpec
@@ -20,6 +23,7 @@ class TrainingData:
     """Batches of one version of the dataset."""
 
     version: Path
+    trained: tuple[str, ...]  # content digests of the episodes of `training`
     training: Batches
     held_out: Batches | None  # None until there is a second episode
     episodes: HeldOutEpisodes | None  # of `held_out`, one by one
@@ -49,7 +53,7 @@ class DatasetSource:
             try:
                 self._opened = self._open(version, spec, normalizer)
                 self.reason = ""
-            except (NoEpisodes, BadDataset) as error:
+            except (NoEpisodes, BadDataset, BadLedger) as error:
                 self.reason = str(error)
         return self._opened
 
@@ -58,15 +62,23 @@ class DatasetSource:
         episodes = frames.episodes
         if len(episodes) < self._min_episodes:
             raise NoEpisodes(f"{len(episodes)} episodes recorded, {self._min_episodes} wanted")
-        training, held_out = split_episodes(episodes, self._every)
+        ledger = read_ledger(root)
+        roles = episode_roles(ledger, self._every)
+        training, held_out = roles.training, roles.held_out
+        trained = tuple(ledger[index].content_digest for index in training)
         batches = open_batches(root, spec, normalizer, training)
         if not held_out:
-            return TrainingData(root, batches, None, None)
+            return TrainingData(root, trained, batches, None, None)
         return TrainingData(
             version=root,
+            trained=trained,
             training=batches,
             held_out=open_batches(root, spec, normalizer, held_out),
             episodes=HeldOutEpisodes.measure(
-                frames.select(held_out), frames.select(training), spec, normalizer
+                frames.select(held_out),
+                frames.select(training),
+                spec,
+                normalizer,
+                {index: ledger[index].content_digest for index in held_out},
             ),
         )

@@ -10,7 +10,7 @@ closes without a round. One Flower round runs at a time. Evaluation and export g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from coordinator.campaign.actions import (
@@ -23,6 +23,7 @@ from coordinator.campaign.actions import (
     Note,
     RunRound,
 )
+from coordinator.campaign.leaks import explain_leak, note_trained, take_out_leaks
 from coordinator.campaign.membership import Roster
 from coordinator.campaign.release_gate import judge
 from coordinator.campaign.reply import merged_bases
@@ -161,6 +162,10 @@ class Campaign:
         state.phase = CampaignPhase.INSTALLING
         fields = {"digest": built.base.digest, "normalizer_digest": built.normalizer_digest}
         return [Note("base_built", fields)]
+
+    def on_episodes(self, trained: Mapping[str, Iterable[str]]) -> None:
+        """Keys of the episodes that each robot ever trained on, by its own word."""
+        note_trained(self.state, trained)
 
     def on_installed(self, summary: RoundSummary, now: float) -> list[Action]:
         """An install round is over (base 0, or for robots that missed a base)."""
@@ -372,6 +377,8 @@ class Campaign:
                 return []
             self._exporting = True
             return [ExportRelease()]
+        leaks = [explain_leak(agent, leak) for agent, leak in take_out_leaks(state).items()]
+        noted: list[Action] = [Note("evaluation_refused", {"reason": line}) for line in leaks]
         verdict = judge(
             state.candidates,
             state.held_out,
@@ -381,14 +388,15 @@ class Campaign:
             now,
         )
         if verdict is None:
-            return []
+            return noted
         state.candidates = [c for c in state.candidates if c.round > verdict.candidate.round]
-        actions: list[Action] = [
+        actions: list[Action] = noted + [
             self._refuse(older.round, f"superseded by round {verdict.candidate.round}")
             for older in verdict.superseded
         ]
         if verdict.refusal is not None or verdict.evaluation is None:
-            reason = verdict.refusal or "not evaluated"
+            known = [explain_leak(agent, leak) for agent, leak in state.leaks.items()]
+            reason = "; ".join([verdict.refusal or "not evaluated", *known])
             return [*actions, self._refuse(verdict.candidate.round, reason)]
         version = state.releases[-1].version + 1 if state.releases else 1
         state.export = Export(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from coordinator.campaign.reply import AnyReply
 from protocol.eligibility import MAX_BASES
+from protocol.episode_keys import EpisodeKey
 from protocol.messages import MAX_REPORTED_BASES, Features, HeldOutReport
 
 # History kept in the state; everything older is in the audit log.
@@ -132,6 +133,13 @@ class Export(_Model):
     evaluation: Evaluation
 
 
+class Leak(_Model):
+    """An episode that is evaluated on by one robot and was trained on by another, or by itself."""
+
+    key: EpisodeKey
+    trained_by: str
+
+
 class CampaignState(_Model):
     """The whole of campaign.json."""
 
@@ -152,6 +160,9 @@ class CampaignState(_Model):
     rounds: list[RoundSummary] = []
     candidates: list[Candidate] = []
     export: Export | None = None
+    fleet_secret: str | None = None
+    trained: dict[str, str] = {}  # key of an episode -> robot that trained on it
+    leaks: dict[str, Leak] = {}  # robot that evaluates -> why its evaluation is refused
     held_out: dict[str, dict[str, HeldOutReport]] = {}
     releases: list[ReleaseRecord] = []
     refused: list[RefusedCandidate] = []

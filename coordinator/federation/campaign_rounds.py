@@ -10,6 +10,7 @@ from coordinator.campaign.window import window_terms
 from coordinator.config import CoordinatorConfig
 from coordinator.federation.orders import Member, RoundOrder, RoundResult
 from host.files import sync_folder
+from protocol.episode_keys import NO_FLEET
 
 
 def make_order(
@@ -34,6 +35,7 @@ def make_order(
         "normalizer": state.normalizer,
         "normalizer_digest": state.normalizer_digest,
         "proximal_mu": rules.strategy.proximal_mu,
+        "fleet_secret": state.fleet_secret or NO_FLEET,
         "max_local_steps": rules.max_local_steps,
     }
     return RoundOrder(

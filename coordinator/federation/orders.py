@@ -15,6 +15,7 @@ from coordinator.config import FedAvg, Strategy
 from coordinator.federation.errors import FederationError
 from protocol.contribution import WindowName
 from protocol.eligibility import Terms
+from protocol.episode_keys import EpisodeKey
 from protocol.fields import Count, Digest
 from protocol.update import Precision
 
@@ -114,6 +115,7 @@ class RoundResult(_Model):
 
     aggregate: safetensors of the new base, with its digest; base_info is what was installed.
     not_installed: member -> why it does not have the new base.
+    trained: member -> keys of all episodes that it ever trained on, by its own word.
     """
 
     round: int
@@ -128,6 +130,7 @@ class RoundResult(_Model):
     base_info: dict[str, Any] | None = None
     installed: list[str] = []
     not_installed: dict[str, str] = {}
+    trained: dict[str, list[EpisodeKey]] = {}
     seconds: float = 0.0
 
     @property

@@ -26,6 +26,7 @@ from policy.errors import PolicyError
 from policy.weights import Weights, load_weights, save_weights, weights_digest
 from protocol.contribution import Contribution
 from protocol.eligibility import Terms
+from protocol.episode_keys import MAX_KEYS_BYTES, unpack_keys
 from protocol.errors import ProtocolError
 from protocol.flower import (
     INSTALL,
@@ -76,6 +77,7 @@ class _Round:
     sketches: dict[str, dict[str, Any]] = field(default_factory=dict)
     installed: list[str] = field(default_factory=list)
     not_installed: dict[str, str] = field(default_factory=dict)
+    trained: dict[str, list[str]] = field(default_factory=dict)
     aggregate: Path | None = None
     base_info: dict[str, Any] | None = None
 
@@ -104,6 +106,7 @@ class _Round:
             base_info=self.base_info,
             installed=self.installed,
             not_installed=self.not_installed,
+            trained=self.trained,
             seconds=seconds,
         )
 
@@ -281,7 +284,8 @@ def _install(
         problem = answer.problem
         if answer.content is not None:
             try:
-                reply, _ = unpack(InstallReply, answer.content, 0)
+                reply, packed = unpack(InstallReply, answer.content, MAX_KEYS_BYTES)
+                gathered.trained[agent_id] = list(unpack_keys(packed))
                 if reply.base_digest != info["digest"]:
                     problem = "it acknowledged another base"
             except ProtocolError as error:

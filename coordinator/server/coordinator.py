@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import secrets
 import socket
 import threading
 from collections.abc import Callable
@@ -77,6 +78,8 @@ class Coordinator:
         self._state_folder = self._layout.state
         self._state_folder.mkdir(parents=True, exist_ok=True)
         state = load_state(self._state_folder)
+        if state.fleet_secret is None:
+            state.fleet_secret = secrets.token_hex(32)
         audit_path = self._state_folder / "audit.jsonl"
         self._audit = AuditLog(audit_path, wall)
         verify(audit_path, must_contain=state.audit_head)
@@ -359,10 +362,11 @@ class Coordinator:
     def _run_round(self, action: RunRound, order: RoundOrder) -> None:
         base: Base | None = None
         sketches: dict[str, dict[str, Any]] = {}
+        trained: dict[str, list[str]] = {}
         try:
             result = self._driver.run_round(order)
             summary, base = read_result(action, result, self._state_folder)
-            sketches = dict(result.sketches)
+            sketches, trained = dict(result.sketches), dict(result.trained)
         except (OSError, CoordinatorError) as error:
             summary = RoundSummary(
                 round=action.round,
@@ -370,7 +374,7 @@ class Coordinator:
                 members=list(action.members),
                 error=str(error),
             )
-        self._post(lambda: self._on_round(action, summary, base, sketches))
+        self._post(lambda: self._on_round(action, summary, base, sketches, trained))
 
     def _on_round(
         self,
@@ -378,8 +382,10 @@ class Coordinator:
         summary: RoundSummary,
         base: Base | None,
         sketches: dict[str, dict[str, Any]],
+        trained: dict[str, list[str]],
     ) -> list[Action]:
         now = self._wall()
+        self._campaign.on_episodes(trained)
         match action.kind:
             case "statistics":
                 return self._campaign.on_statistics(summary, sketches, now)

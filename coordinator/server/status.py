@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from coordinator.campaign.campaign import Campaign
+from coordinator.campaign.leaks import explain_leak
 from coordinator.campaign.state import WITHOUT_EPISODES
 from coordinator.config import CoordinatorConfig
 
@@ -18,7 +19,7 @@ def make_snapshot(
     unix_s, fleet; campaign {phase, round, rounds, base_digest, next_window_s, window};
     agents {id: {connected, heard_s_ago, status}}; windows, rounds (oldest first);
     held_out {round: {agent: {round, action_mae, loss, frames}}}; candidates, export, releases,
-    refused;
+    refused, leaks;
     bytes {up, down}; broker, flower, events.
     """
     state = campaign.state
@@ -57,6 +58,7 @@ def make_snapshot(
             for release in state.releases
         ],
         "refused": [refused.model_dump(mode="json") for refused in state.refused],
+        "leaks": [explain_leak(agent, leak) for agent, leak in sorted(state.leaks.items())],
         "bytes": {
             "up": sum(summary.bytes_up for summary in state.rounds),
             "down": sum(summary.bytes_down for summary in state.rounds),

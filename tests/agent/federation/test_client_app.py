@@ -16,6 +16,7 @@ from policy.statistics import Normalizer
 from policy.weights import weights_digest
 from protocol.contribution import Contribution
 from protocol.eligibility import Terms
+from protocol.episode_keys import episode_key, unpack_keys
 from protocol.flower import (
     INSTALL,
     STATISTICS,
@@ -142,11 +143,21 @@ def test_no_statistics_yet_is_said(app):
 
 def test_install_puts_the_base_in_place_and_acknowledges_its_digest(app, exchange):
     base = weights(1.5)
-    reply, _ = unpack(InstallReply, app.handle(INSTALL, install_request(base, 4)), 0)
+    reply, keys = unpack(InstallReply, app.handle(INSTALL, install_request(base, 4)), 0)
+    assert keys == b""
     info, stored = exchange.base()
     assert reply.base_digest == info.digest == weights_digest(base)
     assert info.round == 4
     np.testing.assert_array_equal(stored["w"], base["w"])
+
+
+def test_with_a_base_goes_back_what_was_ever_trained_on_under_the_fleets_secret(app, exchange):
+    exchange.note_trained(["a" * 64, "b" * 64])
+    exchange.note_trained(["b" * 64, "c" * 64])
+    info = base_info(weights()).model_copy(update={"fleet_secret": "5" * 64})
+    request = install_request(weights(), info=info.model_dump(mode="json"))
+    _, blob = unpack(InstallReply, app.handle(INSTALL, request), LIMIT)
+    assert unpack_keys(blob) == tuple(episode_key("5" * 64, each * 64) for each in "abc")
 
 
 def test_a_base_that_is_not_the_one_announced_leaves_the_old_one(app, exchange):

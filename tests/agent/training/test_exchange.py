@@ -193,3 +193,11 @@ def test_a_reader_never_sees_half_of_a_contribution(tmp_path: Path) -> None:
         ending.set()
         writer.join()
     assert len(seen) > 1
+
+
+def test_what_was_ever_trained_on_is_never_forgotten_and_noted_once(tmp_path: Path) -> None:
+    exchange = TrainingExchange(tmp_path / "training")
+    assert exchange.trained() == []
+    exchange.note_trained(["a" * 64, "b" * 64, "a" * 64])
+    exchange.note_trained(["b" * 64, "c" * 64])
+    assert TrainingExchange(exchange.folder).trained() == ["a" * 64, "b" * 64, "c" * 64]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from synthetic_pick import frames_of, normalizer_of, tiny_spec
 
-from agent.training.held_out import HeldOutEpisodes, episode_key
+from agent.training.held_out import HeldOutEpisodes
 from policy.batches import Frames
-from policy.spec import ACTION
 from policy.train import HeldOut
+from protocol.episode_keys import episode_key
 from protocol.messages import MAX_ACTION_ERROR, MAX_REPORTED_EPISODES
 
 SPEC = tiny_spec()
@@ -17,14 +17,22 @@ FRAMES = frames_of(5, length=12)
 NORMALIZER = normalizer_of(FRAMES, SPEC)
 
 
-def measured(held_out: Frames) -> HeldOutEpisodes:
-    return HeldOutEpisodes.measure(held_out, FRAMES.select([0, 2]), SPEC, NORMALIZER)
+SECRET = "5" * 64
+
+
+def digest(index: int) -> str:
+    return f"{index:064x}"
+
+
+def measured(held_out: Frames, digests: dict[int, str] | None = None) -> HeldOutEpisodes:
+    known = digests or {index: digest(index) for index in held_out.episodes}
+    return HeldOutEpisodes.measure(held_out, FRAMES.select([0, 2]), SPEC, NORMALIZER, known)
 
 
 def test_each_episode_is_reported_with_its_own_error_and_those_of_the_baselines() -> None:
     episodes = measured(FRAMES.select([1, 4]))
     frame_mae = np.repeat([2.0, 6.0], 12)
-    report = episodes.report(HeldOut(0.5, 4.0, 24, frame_mae), 3)
+    report = episodes.report(HeldOut(0.5, 4.0, 24, frame_mae), 3, SECRET)
     assert (report.round, report.action_mae, report.frames) == (3, 4.0, 24)
     assert [each.error for each in report.episodes] == [2.0, 6.0]
     assert [each.frames for each in report.episodes] == [12, 12]
@@ -34,22 +42,13 @@ def test_each_episode_is_reported_with_its_own_error_and_those_of_the_baselines(
         assert 0 < each.nearest < each.hold_still
 
 
-def test_a_key_stays_with_the_episode_wherever_it_lies_in_the_dataset() -> None:
-    alone = FRAMES.select([4])
-    moved = Frames(alone.vectors, np.zeros(12, np.int64), 30)
-    assert episode_key(FRAMES, 4) == episode_key(moved, 0) != episode_key(FRAMES, 3)
-    changed = {name: values.copy() for name, values in alone.vectors.items()}
-    changed[ACTION][5, 0] += 0.01
-    assert episode_key(Frames(changed, alone.episode, 30), 4) != episode_key(FRAMES, 4)
-
-
 def test_only_the_newest_episodes_are_reported_one_by_one() -> None:
     many = frames_of(MAX_REPORTED_EPISODES + 3, length=2, seed=5)
     frames = len(many.episode)
-    report = measured(many).report(HeldOut(1.0, 1.0, frames, np.arange(frames) / 2.0), 0)
+    report = measured(many).report(HeldOut(1.0, 1.0, frames, np.arange(frames) / 2.0), 0, SECRET)
     assert len(report.episodes) == MAX_REPORTED_EPISODES
     assert report.frames == frames
-    assert report.episodes[-1].key == episode_key(many, MAX_REPORTED_EPISODES + 2)
+    assert report.episodes[-1].key == episode_key(SECRET, digest(MAX_REPORTED_EPISODES + 2))
 
 
 def test_an_episode_that_was_recorded_twice_counts_once() -> None:
@@ -59,11 +58,12 @@ def test_an_episode_that_was_recorded_twice_counts_once() -> None:
         np.repeat([1, 4], 12),
         30,
     )
-    report = measured(doubled).report(HeldOut(1.0, 1.0, 24, np.ones(24)), 0)
+    episodes = measured(doubled, {1: digest(1), 4: digest(1)})
+    report = episodes.report(HeldOut(1.0, 1.0, 24, np.ones(24)), 0, SECRET)
     assert len(report.episodes) == 1
 
 
 def test_an_error_beyond_what_may_be_claimed_is_claimed_as_that() -> None:
     episodes = measured(FRAMES.select([1, 4]))
-    report = episodes.report(HeldOut(1e30, 1e30, 24, np.full(24, 1e30)), 0)
+    report = episodes.report(HeldOut(1e30, 1e30, 24, np.full(24, 1e30)), 0, SECRET)
     assert report.action_mae == report.episodes[0].error == MAX_ACTION_ERROR

@@ -12,6 +12,8 @@ from written_episodes import configured, write_episode
 from agent.config import AgentConfig
 from agent.dataset.ingest import Ingest
 from agent.policies.folder import read_policy_folder
+from agent.recording.ledger import read_ledger
+from agent.training.episode_roles import episode_roles
 from agent.training.exchange import BaseInfo, TrainingExchange, WorkOrder
 from agent.training.scheduler import TrainingScheduler
 from policy.batches import open_batches
@@ -114,6 +116,17 @@ def inflated(factor: float) -> tuple[Weights, BaseInfo]:
         name: (value * np.float32(factor)).astype(np.float32) for name, value in weights.items()
     }
     return large, info.model_copy(update={"digest": weights_digest(large)})
+
+
+def test_what_is_trained_on_is_noted_for_good_and_what_is_held_out_is_not(site: Site) -> None:
+    site.exchange.install_base(*base(0))
+    site.turns(1)
+    assert site.exchange.trained() == []
+    site.turns(4)
+    ledger = read_ledger(site.config.dataset_dir.resolve())
+    roles = episode_roles(ledger, site.config.training.held_out_every)
+    assert roles.held_out
+    assert site.exchange.trained() == [ledger[index].content_digest for index in roles.training]
 
 
 def test_an_error_that_is_no_number_is_not_reported_and_training_goes_on(site: Site) -> None:

@@ -521,6 +521,26 @@ def test_killed_while_waiting_for_reports() -> None:
     assert (evaluation.action_mae, evaluation.complete) == (5.0, True)
 
 
+def test_an_evaluation_on_an_episode_that_was_trained_on_is_refused_by_name() -> None:
+    fleet = Fleet()
+    fleet.get_base_0()
+    fleet.train_round(1)
+    leaked = report(1.0, first=700)
+    fleet.campaign.on_episodes({"arm-2": [leaked.episodes[0].key]})
+    fleet.status("arm-1", 1, held_out={digest(1): leaked})
+    fleet.status("arm-2", 1, held_out={digest(1): report(1.0, first=10)})
+    fleet.tick(40.0)
+    line = (
+        "the evaluation by arm-1 is refused: "
+        f"its held-out episode {leaked.episodes[0].key} was trained on by arm-2"
+    )
+    assert Note("evaluation_refused", {"reason": line}) in fleet.actions
+    (refused,) = fleet.state.refused
+    assert refused.reason.startswith("1 robots of 3 reported")
+    assert refused.reason.endswith(line)
+    assert list(fleet.state.held_out[digest(1)]) == ["arm-2"]
+
+
 def test_a_candidate_is_compared_with_what_robots_said_last_of_the_last_release() -> None:
     fleet = Fleet()
     fleet.get_base_0()

@@ -23,6 +23,7 @@ from coordinator.federation.round import conduct
 from policy.weights import load_weights, save_weights, weights_digest
 from protocol.contribution import Contribution
 from protocol.eligibility import Terms
+from protocol.episode_keys import pack_keys
 from protocol.flower import (
     INSTALL,
     STATISTICS,
@@ -100,6 +101,13 @@ def installs(content):
     request, blob = unpack(InstallRequest, content, 1 << 20)
     assert weights_digest(decode_update(blob).weights) == request.base_digest
     return pack(InstallReply(base_digest=request.base_digest))
+
+
+def installs_having_trained(*keys):
+    def answer(content):
+        return pack(unpack(InstallReply, installs(content), 0)[0], pack_keys(keys))
+
+    return answer
 
 
 def robot(value=1.0, **changes):
@@ -321,6 +329,23 @@ def test_the_robot_is_told_from_which_base_its_work_was_merged(order, carry_out)
     )
     carry_out(order(2), fleet)
     assert told == {"a": DIGEST, "b": None}
+
+
+def test_what_each_robot_ever_trained_on_is_in_the_result(order, carry_out):
+    keys = ("00" * 8, "ab" * 8)
+    fleet = ScriptedFleet(
+        {
+            pem(0): {TRAIN: gains(1.0), INSTALL: installs_having_trained(*keys)},
+            pem(1): robot(),
+            pem(2): {
+                TRAIN: gains(1.0),
+                INSTALL: lambda _: pack(InstallReply(base_digest=DIGEST), b"1234567"),
+            },
+        }
+    )
+    result = carry_out(order(), fleet)
+    assert result.trained == {"arm-0": list(keys), "arm-1": []}
+    assert "no list of episode keys" in result.not_installed["arm-2"]
 
 
 def test_a_window_passes_its_orders_on_and_leaves_time_for_the_way(order, carry_out):
