@@ -14,9 +14,10 @@ from typing import Any
 from agent.client import AgentClient
 from agent.config import AgentConfig, CameraSettings, load_config
 from agent.errors import AgentClientError, ConfigError
-from agent.policies.errors import PolicyRefused, StoreDamaged
-from agent.policies.folder import read_policy_folder
+from agent.policies.errors import StoreDamaged
 from agent.policies.store import PolicyStore
+from policy.errors import BadPolicyFolder
+from policy.release.folder import read_policy_folder
 from protocol.bundle import load_bundle
 from protocol.errors import BadBundle
 from robot_io.arm import Calibration, Follower, Leader
@@ -149,7 +150,7 @@ def _policies(store: PolicyStore) -> Iterator[Finding]:
         what = f"policy {path.name}"
         try:
             digest = read_policy_folder(path, hash_all=True).onnx_digest
-        except PolicyRefused as error:
+        except BadPolicyFolder as error:
             yield Finding(what, False, str(error))
         else:
             state = "active, " if path.name == active else ""

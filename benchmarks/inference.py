@@ -35,8 +35,8 @@ from agent.control.observation import Observation
 from agent.control.policy_source import PolicySource
 from agent.inference.channel import PolicyChannel
 from policy.kinds.act import ActSpec
+from policy.release.manifest import POLICY_NAME, write_manifest
 from policy.spec import CameraSpec, PolicySpec
-from protocol.manifest import POLICY_NAME, write_manifest
 
 FPS = 30
 MAX_HOLD_S = 1.0

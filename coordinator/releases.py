@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 from host.files import sync_folder
-from protocol.manifest import MANIFEST_NAME, parse_manifest
+from policy.release.manifest import MANIFEST_NAME, parse_manifest
 
 _PART = ".part-"
 
 
 class ReleaseRepository:
-    """`<folder>/<version>/{manifest.json,policy.onnx}`."""
+    """`<folder>/<version>/`: manifest.json and what it names."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -53,3 +53,11 @@ class MissingArtefact(PolicyError, FileNotFoundError):
 
 class NotExportable(PolicyError, NotImplementedError):
     """No graph can be made of a kind of policy yet, so it can drive no arm."""
+
+
+class BadManifest(PolicyError, ValueError):
+    """A release manifest that does not fit its model or its digest."""
+
+
+class BadPolicyFolder(PolicyError, ValueError):
+    """A policy's folder that is not whole: a file is missing, damaged or not what it should be."""

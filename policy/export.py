@@ -8,10 +8,8 @@ anything else.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +20,12 @@ import numpy as np
 import onnx
 import torch
 
-from host.files import write_durable
 from policy.build import IMAGE_MEAN, IMAGE_STD, build_processors, read_weights
 from policy.errors import ParityFailed
 from policy.kinds import kind_of, require_exportable
 from policy.kinds.adapter import MEAN_STD
+from policy.release.goldens import Golden, write_goldens
+from policy.release.layout import write_graph
 from policy.session import METADATA_KEY, OnnxPolicy, blank_observation, input_shapes
 from policy.spec import ACTION, PolicySpec
 from policy.statistics import Normalizer
@@ -36,9 +35,7 @@ from policy.weights import Array, weights_digest
 # Largest difference from LeRobot's own actions, raw joint units: for the exporter and for every
 # host. A servo tells 360°/4096 = 0.088° apart; rounding on other kernels stayed below 0.001.
 TOLERANCE = 1e-2
-_MAX_GOLDEN = 5
-# Numbers in all golden observations: a manifest is JSON and has at most 16 MiB for them.
-_MAX_GOLDEN_VALUES = 2_000_000
+_GOLDENS = 5
 _OPSET = 17  # the newest that torch's tracing exporter writes without a conversion
 _EPSILON = 1e-8  # LeRobot divides by std + 1e-8
 
@@ -67,10 +64,10 @@ def export_policy(
     version: int = 0,
     round_number: int = 0,
 ) -> ExportedPolicy:
-    """Write ``path`` durably, and check it against LeRobot's own pipeline.
+    """Write the graph to ``path`` and its other files beside it, durably; check what it computes.
 
-    Raises NotExportable, BadStatistics, ParityFailed, BadModelFile, OSError; what was written then
-    stays.
+    It must be what LeRobot's own pipeline computes. Raises NotExportable, BadStatistics,
+    ParityFailed, BadModelFile, OSError; what was written then stays.
     """
     require_exportable(spec)
     about = {
@@ -79,35 +76,30 @@ def export_policy(
         "base_digest": weights_digest(read_weights(policy)),
         "spec": spec.to_json(),
     }
-    content = onnx_bytes(
-        policy, spec, normalizer, about | {"normalizer_digest": normalizer.digest()}
-    )
-    write_durable(path, content)
-    observations = golden_observations(spec, normalizer, _golden_count(spec))
+    model = onnx_model(policy, spec, normalizer, about | {"normalizer_digest": normalizer.digest()})
+    files = write_graph(path, model)
+    observations = golden_observations(spec, normalizer, _GOLDENS)
     chunks = lerobot_chunks(policy, spec, normalizer, observations)
     worst = check_parity(path, observations, chunks)
+    golden, golden_files = write_goldens(
+        path.parent, [Golden(*pair) for pair in zip(observations, chunks, strict=True)]
+    )
     described = about | {
         "normalizer": normalizer.to_json(),
-        "files": {path.name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}},
-        "golden": [
-            {
-                "observation": {name: value.tolist() for name, value in observation.items()},
-                "action": chunk.tolist(),
-            }
-            for observation, chunk in zip(observations, chunks, strict=True)
-        ],
+        "files": {name: entry.model_dump() for name, entry in {**files, **golden_files}.items()},
+        "golden": golden.model_dump(),
         "tolerance": TOLERANCE,
     }
     return ExportedPolicy(described, worst)
 
 
-def onnx_bytes(
+def onnx_model(
     policy: torch.nn.Module,
     spec: PolicySpec,
     normalizer: Normalizer,
     metadata: Mapping[str, Any],
-) -> bytes:
-    """The file's content: normaliser inside, inputs fed by name, any batch size.
+) -> onnx.ModelProto:
+    """The graph with its tensors: normaliser inside, inputs fed by name, any batch size.
 
     Inputs ``observation.state`` f32 [B,S], ``observation.environment_state`` f32 [B,E] (if any),
     ``observation.images.<camera>`` u8 [B,H,W,3], then those of its kind, such as ``noise`` f32
@@ -138,8 +130,7 @@ def onnx_bytes(
         model.graph.output[0].type.tensor_type.shape.dim[axis].dim_value = size
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(dict(metadata), sort_keys=True)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return model
 
 
 def lerobot_chunks(
@@ -249,11 +240,6 @@ class _Deployed(torch.nn.Module):
                 batch[name] = (value - mean) / std
         actions = self._kind.predict(self._policy, self._kind.arrange(batch), extra)
         return actions * self._action_std + self._action_mean
-
-
-def _golden_count(spec: PolicySpec) -> int:
-    values = sum(math.prod(shape) for shape in input_shapes(spec).values())
-    return max(1, min(_MAX_GOLDEN, _MAX_GOLDEN_VALUES // values))
 
 
 @contextlib.contextmanager

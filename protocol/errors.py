@@ -15,10 +15,6 @@ class BadTopic(ProtocolError, ValueError):
     """A topic outside this fleet, or a fleet or robot name that cannot stand in a topic."""
 
 
-class BadManifest(ProtocolError, ValueError):
-    """A release manifest that does not fit its model or its digest."""
-
-
 class BadBundle(ProtocolError, ValueError):
     """An enrolment bundle that is incomplete or was damaged."""
 

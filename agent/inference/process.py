@@ -22,9 +22,10 @@ from agent.inference.errors import BadFrame, ControlGone
 from agent.inference.wire import Array, InferenceMessage
 from agent.policies.compatibility import RobotSignature, incompatibilities
 from agent.policies.errors import PolicyRefused
-from agent.policies.folder import PolicyFolder, read_policy_folder
-from agent.policies.graph import load_graph, measure_latency_ms, percentile
+from agent.policies.graph import measure_latency_ms, percentile
 from policy.errors import PolicyError
+from policy.release.folder import PolicyFolder, read_policy_folder
+from policy.release.trial import load_graph
 from policy.session import OnnxPolicy, blank_observation
 
 log = logging.getLogger(__name__)

@@ -18,23 +18,23 @@ from pathlib import Path
 import httpx
 
 from agent.policies.errors import DownloadInterrupted, ReleaseRefused
-from agent.policies.folder import (
+from host.files import stamp_of, sync_folder, write_durable
+from policy.errors import BadManifest
+from policy.release.folder import (
     VerifiedFile,
     hash_file,
     is_verified,
     read_record,
     write_record,
 )
-from host.files import stamp_of, sync_folder, write_durable
-from protocol.bundle import Bundle
-from protocol.errors import BadManifest
-from protocol.manifest import (
+from policy.release.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     FileEntry,
     ReleaseManifest,
     parse_manifest,
 )
+from protocol.bundle import Bundle
 from protocol.messages import ReleaseNotice
 
 TIMEOUT_S = 20.0

@@ -1,4 +1,4 @@
-"""The ONNX graph of a checked policy folder: loaded, and timed on this host."""
+"""How long a loaded policy takes on this host."""
 
 from __future__ import annotations
 
@@ -9,23 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from agent.policies.errors import PolicyRefused
-from agent.policies.folder import PolicyFolder
-from policy.errors import PolicyError
 from policy.session import OnnxPolicy
-
-
-def load_graph(folder: PolicyFolder, threads: int) -> OnnxPolicy:
-    """Load the graph and check its inputs and output against the folder's spec.
-
-    Raises PolicyRefused with one line.
-    """
-    try:
-        policy = OnnxPolicy(folder.onnx_path, threads=threads)
-        policy.require(folder.spec)
-    except (PolicyError, FileNotFoundError) as error:
-        raise PolicyRefused(str(error)) from error
-    return policy
 
 
 def measure_latency_ms(

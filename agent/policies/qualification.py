@@ -20,15 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agent.config import load_config
 from agent.errors import ConfigError
 from agent.policies.compatibility import RobotSignature, incompatibilities
-from agent.policies.errors import PolicyRefused
-from agent.policies.folder import PolicyFolder, read_policy_folder
 from host.children import exit_words, module_command
-from policy.errors import PolicyError
+from policy.errors import BadPolicyFolder, PolicyError
+from policy.release.folder import PolicyFolder, read_policy_folder
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +97,10 @@ def examine(
     """Judge a policy folder in this process, which the policy may crash or hang."""
     try:
         folder = read_policy_folder(policy_dir)
-    except PolicyRefused as error:
+    except BadPolicyFolder as error:
         return _failed(str(error))
     version = folder.manifest.version
     reasons = list(incompatibilities(folder.spec, robot)) if robot is not None else []
-    if not folder.manifest.golden:
-        reasons.append(f"{policy_dir}: the manifest has no golden observations")
     if reasons:
         return Qualification(ok=False, version=version, reasons=tuple(reasons))
     return _try_out(folder, threads)
@@ -113,35 +108,24 @@ def examine(
 
 def _try_out(folder: PolicyFolder, threads: int) -> Qualification:
     # ONNX Runtime is loaded here, so that the parent, which only starts a child, stays small.
-    from agent.policies.graph import load_graph, measure_latency_ms, percentile
-    from policy.session import as_observation
+    from agent.policies.graph import measure_latency_ms, percentile
+    from policy.release.trial import golden_complaint, goldens_of, load_graph, worst_golden_error
 
-    manifest, spec = folder.manifest, folder.spec
-    wanted = (spec.chunk_size, len(spec.action_names))
-    worst = 0.0
+    spec, version = folder.spec, folder.manifest.version
     reasons: list[str] = []
-    latency_ms: float | None = None
     try:
         policy = load_graph(folder, threads)
-        for index, golden in enumerate(manifest.golden):
-            expected = np.asarray(golden.action, dtype=np.float32)
-            got = policy.infer(as_observation(spec, golden.observation))
-            if got.shape != wanted or expected.shape != wanted:
-                reasons.append(f"golden {index}: actions {list(got.shape)}, wanted {list(wanted)}")
-            elif not (np.isfinite(got).all() and np.isfinite(expected).all()):
-                reasons.append(f"golden {index}: an action is not finite")
-            else:
-                worst = max(worst, float(np.abs(got - expected).max()))
-        sample = as_observation(spec, manifest.golden[0].observation)
-        times = measure_latency_ms(policy, sample, runs=_LATENCY_RUNS, within_s=_LATENCY_S)
-        latency_ms = percentile(times, 99)
-    except (PolicyRefused, PolicyError, ValueError) as error:  # ValueError: a ragged golden action
-        reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        return Qualification(ok=False, version=manifest.version, reasons=tuple(reasons))
-    if not worst <= manifest.tolerance:
-        reasons.append(
-            f"golden actions differ by {worst:.3g} joint units, allowed are {manifest.tolerance:g}"
+        goldens = goldens_of(folder)
+        worst = worst_golden_error(policy, goldens)
+        times = measure_latency_ms(
+            policy, goldens[0].observation, runs=_LATENCY_RUNS, within_s=_LATENCY_S
         )
+    except PolicyError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Qualification(ok=False, version=version, reasons=(reason,))
+    latency_ms = percentile(times, 99)
+    if complaint := golden_complaint(folder, worst):
+        reasons.append(complaint)
     budget_ms = _WORST_LATENCY_OF_CHUNK * spec.chunk_size / spec.fps * 1000.0
     if latency_ms > budget_ms:
         reasons.append(
@@ -150,7 +134,7 @@ def _try_out(folder: PolicyFolder, threads: int) -> Qualification:
         )
     return Qualification(
         ok=not reasons,
-        version=manifest.version,
+        version=version,
         max_abs_error=worst,
         latency_p99_ms=latency_ms,
         reasons=tuple(reasons),

@@ -1,7 +1,7 @@
 """Policies on disk, and which one drives the arm.
 
-    <folder>/<version>/{manifest.json,policy.onnx}   complete, never changed
-    <folder>/<version>/.verified.json                what was hashed, see folder.py
+    <folder>/<version>/manifest.json, …              a whole release, never changed
+    <folder>/<version>/.verified.json                what was hashed, see policy/release/folder.py
     <folder>/local/…                                 this robot's own, never federated policy
     <folder>/active.json                             {"active": "3", "previous": "2"}
     <folder>/.outgoing-*                             being deleted; swept at the next start
@@ -22,8 +22,14 @@ import tempfile
 from pathlib import Path
 
 from agent.policies.errors import NoSuchPolicy, PolicyRefused, StoreDamaged
-from agent.policies.folder import read_manifest, read_policy_folder, verify_policy_folder
 from host.files import sync_folder, sync_tree, write_durable
+from policy.errors import BadPolicyFolder
+from policy.release.folder import (
+    PolicyFolder,
+    read_manifest,
+    read_policy_folder,
+    verify_policy_folder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +56,18 @@ class PolicyStore:
         does not match the manifest, or another release already has that version; OSError.
         """
         name = _checked_name(version)
-        release = verify_policy_folder(whole)
+        release = _verified(whole)
         if name != LOCAL and str(release.manifest.version) != name:
             raise PolicyRefused(
                 f"the manifest is of version {release.manifest.version}, announced was {name}"
             )
         target = self.folder / name
         if target.exists() and name != LOCAL:
-            if read_manifest(target)[0].digest() != release.manifest.digest():
-                raise PolicyRefused(f"another policy is already installed as version {name}")
             try:
+                if read_manifest(target)[0].digest() != release.manifest.digest():
+                    raise PolicyRefused(f"another policy is already installed as version {name}")
                 read_policy_folder(target, hash_all=True)
-            except PolicyRefused as damage:
+            except BadPolicyFolder as damage:
                 log.warning("%s; it is replaced", damage)
             else:
                 shutil.rmtree(whole)
@@ -84,7 +90,7 @@ class PolicyStore:
         """
         name = _checked_name(version)
         path = self._existing(name)
-        verify_policy_folder(path)
+        _verified(path)
         active, _ = self._choice()
         if name != active:
             self._choose(name, active)
@@ -99,7 +105,7 @@ class PolicyStore:
         active, previous = self._choice()
         if previous is None:
             raise NoSuchPolicy(f"nothing to roll back to: no policy was active before {active}")
-        verify_policy_folder(self._existing(previous))
+        _verified(self._existing(previous))
         self._choose(previous, None)
         return previous
 
@@ -185,6 +191,13 @@ class PolicyStore:
         outgoing = Path(tempfile.mkdtemp(prefix=_OUTGOING, dir=self.folder))
         path.rename(outgoing / path.name)
         return outgoing
+
+
+def _verified(path: Path) -> PolicyFolder:
+    try:
+        return verify_policy_folder(path)
+    except BadPolicyFolder as error:
+        raise PolicyRefused(str(error)) from error
 
 
 def _checked_name(version: int | str) -> str:

@@ -24,9 +24,9 @@ from agent.training.training_data import TrainingData
 from policy.build import build_policy, read_weights, write_weights
 from policy.errors import BadWeights
 from policy.export import export_policy
+from policy.release.manifest import MANIFEST_NAME, POLICY_NAME, write_manifest
 from policy.train import HeldOut, LocalTraining, held_out_error
 from policy.weights import load_metadata, load_weights, save_weights
-from protocol.manifest import MANIFEST_NAME, POLICY_NAME, write_manifest
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Job: a base as a release folder: policy.onnx with the normaliser inside, and manifest.json.
+"""Job: a base as a release folder: the graph with the normaliser inside, and manifest.json.
 
 The weights must be those of the round, and the ONNX file must say what LeRobot's own pipeline says
 before it is shown to anybody. Request: weights, spec, normalizer, folder, version, round,
@@ -18,13 +18,12 @@ import torch
 from coordinator.jobs.runner import read_request
 from host.files import write_durable
 from policy.build import build_policy, write_weights
-from policy.errors import BadWeights, PolicyError
+from policy.errors import BadManifest, BadWeights, PolicyError
 from policy.export import export_policy
+from policy.release.manifest import POLICY_NAME, write_manifest
 from policy.spec import PolicySpec
 from policy.statistics import Normalizer
 from policy.weights import load_weights
-from protocol.errors import BadManifest
-from protocol.manifest import POLICY_NAME, write_manifest
 
 
 def main() -> int:

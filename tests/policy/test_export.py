@@ -19,11 +19,14 @@ from policy.export import (
     golden_observations,
     lerobot_chunks,
 )
+from policy.release.folder import read_policy_folder
+from policy.release.goldens import read_goldens
+from policy.release.manifest import MANIFEST_NAME, parse_manifest, write_manifest
+from policy.release.trial import goldens_of
 from policy.session import OnnxPolicy, input_shapes
 from policy.spec import ENVIRONMENT, STATE, CameraSpec, PolicySpec
 from policy.statistics import Normalizer
 from policy.weights import weights_digest
-from protocol.manifest import MANIFEST_NAME, parse_manifest, write_manifest
 
 CAMERA = CameraSpec(name="overhead", height=32, width=48)
 
@@ -127,41 +130,54 @@ def test_equal_weights_export_to_equal_bytes(tmp_path: Path) -> None:
 def test_golden_answers_are_lerobots_own_and_the_file_gives_them(tmp_path: Path) -> None:
     spec, normalizer, policy = build(cameras=[CAMERA])
     path = tmp_path / "policy.onnx"
-    golden = export_policy(policy, spec, normalizer, path).described["golden"]
-    assert len(golden) == 5
-    observations = [
-        {
-            name: np.array(value, np.uint8 if name == CAMERA.key else np.float32)
-            for name, value in entry["observation"].items()
-        }
-        for entry in golden
-    ]
+    names = export_policy(policy, spec, normalizer, path).described["golden"]
+    goldens = read_goldens(tmp_path / names["observations"], tmp_path / names["actions"], spec)
+    assert len(goldens) == 5
+    observations = [golden.observation for golden in goldens]
     assert observations[0][STATE].shape == (6,)
     assert observations[0][CAMERA.key].shape == (32, 48, 3)
     chunks = lerobot_chunks(policy, spec, normalizer, observations)
-    for entry, observation, chunk in zip(golden, observations, chunks, strict=True):
-        assert np.array_equal(np.array(entry["action"], np.float32), chunk)
-        np.testing.assert_allclose(OnnxPolicy(path).infer(observation), chunk, atol=TOLERANCE)
+    for golden, chunk in zip(goldens, chunks, strict=True):
+        assert np.array_equal(golden.action, chunk)
+        given = OnnxPolicy(path).infer(golden.observation)
+        np.testing.assert_allclose(given, chunk, atol=TOLERANCE)
 
 
-def test_what_is_described_is_the_file_that_was_written(tmp_path: Path) -> None:
+def test_what_is_described_is_every_file_that_was_written(tmp_path: Path) -> None:
     spec, normalizer, policy = build()
-    path = tmp_path / "policy.onnx"
-    described = export_policy(policy, spec, normalizer, path, version=3).described
-    content = path.read_bytes()
+    described = export_policy(policy, spec, normalizer, tmp_path / "policy.onnx").described
+    contents = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert described["files"] == {
-        "policy.onnx": {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        for name, content in contents.items()
     }
     assert json.loads(json.dumps(described)) == described
 
 
-def test_big_pictures_leave_a_manifest_that_every_robot_reads(tmp_path: Path) -> None:
+def test_big_pictures_leave_a_small_manifest_and_five_goldens(tmp_path: Path) -> None:
     cameras = [CameraSpec(name=name, height=480, width=640) for name in ("overhead", "wrist")]
     spec, normalizer, policy = build(cameras=cameras)
     exported = export_policy(policy, spec, normalizer, tmp_path / "policy.onnx")
-    assert exported.described["golden"]
     write_manifest(tmp_path, exported.described, evaluation={}, contributors=(), created_unix_s=0.0)
-    assert parse_manifest((tmp_path / MANIFEST_NAME).read_bytes()).spec == spec.to_json()
+    content = (tmp_path / MANIFEST_NAME).read_bytes()
+    assert len(content) <= 100_000
+    assert parse_manifest(content).spec == spec.to_json()
+    assert len(goldens_of(read_policy_folder(tmp_path))) == 5
+
+
+def test_releases_of_one_fleet_share_what_training_left_as_it_was(tmp_path: Path) -> None:
+    spec, normalizer, policy = build(cameras=[CAMERA])
+    first = export_policy(policy, spec, normalizer, tmp_path / "1" / "policy.onnx", version=1)
+    weights = read_weights(policy)
+    trained = {name: a if "backbone" in name else a * 1.01 for name, a in weights.items()}
+    write_weights(policy, trained)
+    second = export_policy(policy, spec, normalizer, tmp_path / "2" / "policy.onnx", version=2)
+    one, two = first.described["files"], second.described["files"]
+    changed = {name for name in two if two[name] != one.get(name)}
+    shared = sum(entry["size"] for name, entry in two.items() if name not in changed)
+    assert shared >= sum(weights[n].nbytes for n in weights if "backbone" in n and "conv" in n) / 2
+    names = second.described["golden"]
+    assert names["observations"] not in changed and names["actions"] in changed
 
 
 def test_an_observation_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from agent.policies.download import download, https_client
 from agent.policies.store import PolicyStore
 from host.files import write_durable
 from policy.kinds.act import ActSpec
+from policy.release.layout import entry_of
+from policy.release.manifest import GoldenFiles, ReleaseManifest
 from protocol.bundle import Bundle, load_bundle
-from protocol.manifest import FileEntry, Golden, ReleaseManifest
 from protocol.messages import Envelope, ReleaseNotice
 
 ONNX = bytes(range(256)) * 4096  # one megabyte: several chunks
@@ -107,16 +108,16 @@ class Site:
         self.publish(1)
 
     def publish(self, version: int) -> ReleaseNotice:
+        """The next notice is of a release of `ONNX`, with two goldens that are none."""
+        files = {"policy.onnx": ONNX, "golden-seen": b"seen", "golden-done": b"done"}
         manifest = ReleaseManifest(
             version=version, round=version, base_digest="ab" * 32, spec=SPEC.to_json(),
             normalizer={},
-            files={
-                "policy.onnx": FileEntry(sha256=hashlib.sha256(ONNX).hexdigest(), size=len(ONNX))
-            },
-            golden=(Golden(observation={"observation.state": [0.0]}, action=[[0.0]]),),
+            files={name: entry_of(content) for name, content in files.items()},
+            golden=GoldenFiles(observations="golden-seen", actions="golden-done"),
             tolerance=0.1, evaluation={}, contributors=(), created_unix_s=1.0,
         )  # fmt: skip
-        self.server.files = {"policy.onnx": ONNX, "manifest.json": manifest.canonical_bytes()}
+        self.server.files = files | {"manifest.json": manifest.canonical_bytes()}
         self.notice = notice(version, manifest.digest())
         return self.notice
 

@@ -7,7 +7,6 @@ request.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -16,12 +15,16 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import load, save
 
 from agent.config import FEATURES
 from agent.policies.store import PolicyStore
 from policy.kinds.act import ActSpec
+from policy.release.goldens import Golden, write_goldens
+from policy.release.layout import entry_of, write_named_by_content
+from policy.release.manifest import ReleaseManifest
+from policy.session import blank_observation
 from policy.spec import ENVIRONMENT, STATE, CameraSpec, PolicySpec
-from protocol.manifest import FileEntry, Golden, ReleaseManifest
 
 STEP = 0.125
 
@@ -131,7 +134,7 @@ def write_policy(
     notes: bytes | None = None,
     **graph: Any,
 ) -> Path:
-    """A folder in the store's layout: policy.onnx, its manifest, and notes.txt if asked for."""
+    """A folder in the store's layout, with notes.txt if asked for."""
     spec = spec or tiny_spec()
     folder.mkdir(parents=True, exist_ok=True)
     onnx_path = folder / "policy.onnx"
@@ -140,14 +143,17 @@ def write_policy(
     if notes is not None:
         files.append(folder / "notes.txt")
         files[-1].write_bytes(notes)
+    names, golden_files = write_goldens(
+        folder, [_golden(spec, np.float32(index)) for index in range(golden)]
+    )
     manifest = ReleaseManifest(
         version=version,
         round=version,
         base_digest="0" * 64,
         spec=spec.to_json(),
         normalizer={},
-        files={path.name: _entry(path.read_bytes()) for path in files},
-        golden=tuple(_golden(spec, np.float32(index)) for index in range(golden)),
+        files={path.name: entry_of(path.read_bytes()) for path in files} | golden_files,
+        golden=names,
         tolerance=1e-3,
         evaluation={},
         contributors=(),
@@ -171,7 +177,7 @@ def beside(store: PolicyStore) -> Path:
 def change_manifest(folder: Path, **changes: Any) -> None:
     """Rewrite some keys of a folder's manifest."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+    path.write_text(json.dumps(_manifest(folder) | changes))
 
 
 def write_config(folder: Path, **rollout: float) -> Path:
@@ -200,19 +206,34 @@ state_dir = "{folder / "state"}"
     return path
 
 
-def _entry(content: bytes) -> FileEntry:
-    return FileEntry(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+def golden_tensors(folder: Path, part: str) -> dict[str, np.ndarray]:
+    """The tensors of a folder's golden `observations` or `actions`."""
+    return load((folder / _manifest(folder)["golden"][part]).read_bytes())
+
+
+def change_goldens(folder: Path, part: str, tensors: dict[str, np.ndarray]) -> None:
+    """Other golden `observations` or `actions`."""
+    change_golden_file(folder, part, save(tensors))
+
+
+def change_golden_file(folder: Path, part: str, content: bytes) -> None:
+    """Any bytes in place of the golden `observations` or `actions`; the manifest names them."""
+    manifest = _manifest(folder)
+    name, entry = write_named_by_content(folder, content, ".safetensors")
+    change_manifest(
+        folder,
+        files=manifest["files"] | {name: entry.model_dump()},
+        golden=manifest["golden"] | {part: name},
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_bytes())
 
 
 def _golden(spec: PolicySpec, value: np.float32) -> Golden:
     state = np.full(len(spec.state_names), value, np.float32)
-    observation: dict[str, list[Any]] = {STATE: state.tolist()}
-    if spec.environment_names:
-        observation[ENVIRONMENT] = [0.0] * len(spec.environment_names)
-    for camera in spec.cameras:
-        frame = np.zeros((camera.height, camera.width, 3), np.uint8)
-        observation[camera.key] = frame.tolist()
-    return Golden(observation=observation, action=expected_chunk(spec, state).tolist())
+    return Golden(blank_observation(spec) | {STATE: state}, expected_chunk(spec, state))
 
 
 def _endless(seed: str) -> onnx.NodeProto:

@@ -22,8 +22,8 @@ from agent.inference.channel import PolicyChannel
 from agent.inference.errors import InferenceLate
 from agent.policies.qualification import qualify
 from agent.policies.store import PolicyStore
+from policy.release.manifest import POLICY_NAME, write_manifest
 from policy.spec import PolicySpec
-from protocol.manifest import POLICY_NAME, write_manifest
 
 pytestmark = pytest.mark.system
 

@@ -19,7 +19,7 @@ from tiny_policy import write_policy
 
 from agent.policies.download import CHUNK_BYTES
 from agent.policies.errors import DownloadInterrupted, ReleaseRefused
-from agent.policies.folder import read_record
+from policy.release.folder import read_policy_folder, read_record
 from protocol.bundle import load_bundle
 
 
@@ -86,7 +86,7 @@ def test_a_resumed_file_is_hashed_once_over_the_whole(
     sizes = count_hashes(monkeypatch)
     folder = site.fetch()
     assert sizes == [len(ONNX)]
-    assert list(read_record(folder)) == ["policy.onnx"]
+    assert read_record(folder)["policy.onnx"].sha256 == hashlib.sha256(ONNX).hexdigest()
 
 
 def test_a_file_that_came_whole_is_neither_fetched_nor_hashed_again(
@@ -102,7 +102,7 @@ def test_a_file_that_came_whole_is_neither_fetched_nor_hashed_again(
     folder = site.fetch()
     assert [name for name, _ in site.server.requests] == ["manifest.json", "policy.onnx"]
     assert sizes == [len(late)]
-    assert list(read_record(folder)) == ["notes.txt", "policy.onnx"]
+    assert read_record(folder).keys() == read_policy_folder(folder).manifest.files.keys()
 
 
 def test_a_server_without_ranges_makes_it_begin_again(site: Site) -> None:

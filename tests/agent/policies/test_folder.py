@@ -20,10 +20,10 @@ from agent.inference.process import PolicyServer
 from agent.inference.wire import InferenceMessage
 from agent.policies.compatibility import RobotSignature
 from agent.policies.errors import PolicyRefused
-from agent.policies.folder import RECORD_NAME, read_policy_folder, read_record
 from agent.policies.store import PolicyStore
-from protocol.errors import BadManifest
-from protocol.manifest import parse_manifest
+from policy.errors import BadManifest, BadPolicyFolder
+from policy.release.folder import RECORD_NAME, read_policy_folder, read_record
+from policy.release.manifest import parse_manifest
 
 ONNX = "policy.onnx"
 
@@ -36,6 +36,12 @@ def store(tmp_path: Path) -> PolicyStore:
 @pytest.fixture
 def installed(store: PolicyStore) -> Path:
     return install_policy(store)
+
+
+def file_sizes(folder: Path) -> list[int]:
+    """Of what its manifest names, in its order."""
+    files = json.loads((folder / "manifest.json").read_bytes())["files"]
+    return [entry["size"] for entry in files.values()]
 
 
 def flip_a_byte(path: Path) -> None:
@@ -80,7 +86,7 @@ def test_a_flipped_byte_is_found_though_the_size_is_the_same(
     store: PolicyStore, installed: Path, tmp_path: Path
 ) -> None:
     flip_a_byte(installed / ONNX)
-    with pytest.raises(PolicyRefused, match=r"policy\.onnx has SHA-256"):
+    with pytest.raises(BadPolicyFolder, match=r"policy\.onnx has SHA-256"):
         read_policy_folder(installed)
     with pytest.raises(PolicyRefused, match=r"policy\.onnx has SHA-256"):
         store.activate(1)
@@ -99,7 +105,7 @@ def test_a_file_put_in_its_place_is_found_though_size_and_time_are_the_same(
     flip_a_byte(other)
     os.utime(other, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     other.replace(installed / ONNX)
-    with pytest.raises(PolicyRefused, match=r"policy\.onnx has SHA-256"):
+    with pytest.raises(BadPolicyFolder, match=r"policy\.onnx has SHA-256"):
         read_policy_folder(installed)
 
 
@@ -157,18 +163,18 @@ def test_a_renamed_folder_is_recognised(
 def test_a_restored_copy_is_hashed_again_and_recognised_once_it_was_activated(
     store: PolicyStore, installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = (installed / ONNX).stat().st_size
+    whole = file_sizes(installed)
     backup = installed.parent / "backup"
     shutil.copytree(installed, backup)  # with its times; while both are there no inode is reused
     shutil.rmtree(installed)
     backup.rename(installed)
     sizes = count_hashes(monkeypatch)
     read_policy_folder(installed)
-    assert sizes == [size]
+    assert sizes == whole
     store.activate(1)
-    assert sizes == [size, size]
+    assert sizes == whole + whole
     read_policy_folder(installed)
-    assert sizes == [size, size]
+    assert sizes == whole + whole
 
 
 DAMAGED = [
@@ -194,7 +200,7 @@ def test_a_damaged_record_is_a_hash_more_and_no_fault(
     (installed / RECORD_NAME).write_bytes(content)
     sizes = count_hashes(monkeypatch)
     read_policy_folder(installed)
-    assert sizes == [(installed / ONNX).stat().st_size]
+    assert sizes == file_sizes(installed)
     store.activate(1)
     assert read_record(installed) == read_policy_folder(installed).verified
 
@@ -207,7 +213,7 @@ def test_a_missing_or_unreadable_record_is_a_hash_more_and_no_fault(
     read_policy_folder(installed)
     (installed / RECORD_NAME).mkdir()
     read_policy_folder(installed)
-    assert len(sizes) == 2
+    assert sizes == file_sizes(installed) * 2
 
 
 @given(content=st.binary(max_size=200))
@@ -223,21 +229,22 @@ def test_no_record_makes_a_good_policy_bad_or_a_bad_one_good(
     (folder / RECORD_NAME).write_bytes(content)
     read_policy_folder(folder)
     flip_a_byte(folder / ONNX)
-    with pytest.raises(PolicyRefused):
+    with pytest.raises(BadPolicyFolder):
         read_policy_folder(folder)
     flip_a_byte(folder / ONNX)
 
 
 def test_the_manifest_says_what_a_file_must_be_whatever_the_record_says(installed: Path) -> None:
     other = {"sha256": "0" * 64, "size": (installed / ONNX).stat().st_size}
-    change_manifest(installed, files={ONNX: other})
-    with pytest.raises(PolicyRefused, match=r"policy\.onnx has SHA-256"):
+    files = json.loads((installed / "manifest.json").read_bytes())["files"]
+    change_manifest(installed, files=files | {ONNX: other})
+    with pytest.raises(BadPolicyFolder, match=r"policy\.onnx has SHA-256"):
         read_policy_folder(installed)
     record = json.loads((installed / RECORD_NAME).read_bytes())
     record[ONNX]["stamp"][0] += 1
     record[ONNX]["sha256"] = "0" * 64
     (installed / RECORD_NAME).write_text(json.dumps(record))
-    with pytest.raises(PolicyRefused, match=r"policy\.onnx has SHA-256"):
+    with pytest.raises(BadPolicyFolder, match=r"policy\.onnx has SHA-256"):
         read_policy_folder(installed)
 
 

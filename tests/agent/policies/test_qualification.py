@@ -12,9 +12,18 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
-from tiny_policy import change_manifest, tiny_spec, write_config, write_policy
+from tiny_policy import (
+    change_golden_file,
+    change_goldens,
+    change_manifest,
+    golden_tensors,
+    tiny_spec,
+    write_config,
+    write_policy,
+)
 
 from agent.config import load_config
 from agent.policies.compatibility import RobotSignature
@@ -22,9 +31,10 @@ from agent.policies.qualification import Qualification, examine, main, qualify
 from policy.build import build_policy
 from policy.export import export_policy
 from policy.kinds.diffusion import DiffusionSpec
+from policy.release import goldens
+from policy.release.manifest import POLICY_NAME, write_manifest
 from policy.spec import PolicySpec
 from policy.statistics import FeatureScale, Normalizer
-from protocol.manifest import POLICY_NAME, write_manifest
 
 
 @pytest.fixture
@@ -71,38 +81,63 @@ def test_golden_actions_beyond_the_tolerance_disqualify(
     tmp_path: Path, robot: RobotSignature
 ) -> None:
     folder = write_policy(tmp_path / "1")
-    golden = json.loads((folder / "manifest.json").read_bytes())["golden"]
-    golden[1]["action"][19][5] += 0.5
-    change_manifest(folder, golden=golden)
+    golden = golden_tensors(folder, "actions")
+    golden["action"][1, 19, 5] += 0.5
+    change_goldens(folder, "actions", golden)
     assert "golden actions differ by 0.5 joint units, allowed are 0.001" in reason(
         examine(folder, robot)
     )
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_a_golden_action_that_is_no_number_disqualifies(
-    tmp_path: Path, robot: RobotSignature, number: str
+    tmp_path: Path, robot: RobotSignature, number: float
 ) -> None:
     folder = write_policy(tmp_path / "1", golden=1)
-    text = (folder / "manifest.json").read_text()
-    manifest = json.loads(text)
-    manifest["golden"][0]["action"][0][0] = float(number)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    golden = golden_tensors(folder, "actions")
+    golden["action"][0, 0, 0] = number
+    change_goldens(folder, "actions", golden)
     verdict = examine(folder, robot)
     assert not verdict.ok
     assert Qualification.from_json(verdict.to_json()) == verdict
 
 
-@pytest.mark.parametrize("part", ["action", "observation"])
-def test_a_ragged_golden_disqualifies(tmp_path: Path, robot: RobotSignature, part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "name", "tensor", "words"),
+    [
+        ("actions", "action", np.zeros((2, 19, 6), np.float32), "action is float32 [2, 19, 6]"),
+        ("actions", "action", np.zeros((1, 20, 6), np.float32), "not as many actions as"),
+        ("actions", "action", np.zeros((2, 20, 6), np.float64), "action is F64 [2, 20, 6]"),
+        ("actions", "more", np.zeros(1, np.float32), "holds action, more, its policy wants action"),
+        ("observations", "observation.state", np.zeros((2, 5), np.float32), "is float32 [2, 5]"),
+        ("observations", "observation.state", np.zeros((65, 6), np.float32), "[1 to 64, 6]"),
+        ("observations", "observation.state", np.zeros((2, 6), np.uint8), "is uint8 [2, 6]"),
+        ("observations", "observation.state", np.zeros((), np.float32), "is float32 []"),
+    ],
+)
+def test_goldens_that_do_not_fit_the_policy_disqualify(
+    tmp_path: Path, robot: RobotSignature, part: str, name: str, tensor: np.ndarray, words: str
+) -> None:
     folder = write_policy(tmp_path / "1")
-    golden = json.loads((folder / "manifest.json").read_bytes())["golden"]
-    if part == "action":
-        golden[1]["action"][3].pop()
-    else:
-        golden[1]["observation"]["observation.state"] = [0.0, [1.0], 2.0]
-    change_manifest(folder, golden=golden)
-    assert reason(examine(folder, robot))
+    change_goldens(folder, part, golden_tensors(folder, part) | {name: tensor})
+    assert words in reason(examine(folder, robot))
+
+
+@pytest.mark.parametrize("part", ["observations", "actions"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100, b"\x08" + b"\0" * 7 + b"[1, 2,3]"])
+def test_goldens_that_cannot_be_read_disqualify(
+    tmp_path: Path, robot: RobotSignature, part: str, content: bytes
+) -> None:
+    folder = write_policy(tmp_path / "1")
+    change_golden_file(folder, part, content)
+    assert "not readable golden observations" in reason(examine(folder, robot))
+
+
+def test_goldens_without_end_are_not_read(
+    tmp_path: Path, robot: RobotSignature, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goldens, "MAX_GOLDEN_BYTES", 100)
+    assert "allowed are 100" in reason(examine(write_policy(tmp_path / "1"), robot))
 
 
 def test_a_policy_whose_actions_are_not_finite_is_disqualified(
@@ -115,9 +150,8 @@ def test_a_policy_whose_actions_are_not_finite_is_disqualified(
 def test_a_manifest_without_golden_observations_proves_nothing(
     tmp_path: Path, robot: RobotSignature
 ) -> None:
-    assert "no golden observations" in reason(
-        examine(write_policy(tmp_path / "1", golden=0), robot)
-    )
+    verdict = examine(write_policy(tmp_path / "1", golden=0), robot)
+    assert "holds nothing, its policy wants" in reason(verdict)
 
 
 def test_a_policy_of_another_rate_or_camera_does_not_fit_this_robot(
@@ -157,7 +191,8 @@ def test_a_file_that_is_no_graph_is_disqualified(tmp_path: Path, robot: RobotSig
     content = b"not a graph"
     (folder / "policy.onnx").write_bytes(content)
     entry = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    change_manifest(folder, files={"policy.onnx": entry})
+    files = json.loads((folder / "manifest.json").read_bytes())["files"]
+    change_manifest(folder, files=files | {"policy.onnx": entry})
     assert "onnxruntime refuses it" in reason(examine(folder, robot))
 
 

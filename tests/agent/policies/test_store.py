@@ -13,8 +13,8 @@ import pytest
 from tiny_policy import beside, change_manifest, install_policy, write_policy
 
 from agent.policies.errors import NoSuchPolicy, PolicyRefused, StoreDamaged
-from agent.policies.folder import read_policy_folder
 from agent.policies.store import PolicyStore
+from policy.release.folder import read_policy_folder
 
 
 def previous(store: PolicyStore) -> str | None:
@@ -121,7 +121,7 @@ def test_a_policy_damaged_on_disk_is_neither_activated_nor_rolled_back_to(
         install_policy(store, version)
         store.activate(version)
     change_manifest(store.folder / "1", files={})
-    with pytest.raises(PolicyRefused, match=r"names no policy\.onnx"):
+    with pytest.raises(PolicyRefused, match=r"has no policy\.onnx"):
         store.roll_back()
     with pytest.raises(PolicyRefused):
         store.activate(1)

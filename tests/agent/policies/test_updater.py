@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +87,8 @@ def test_from_download_to_first_inference_each_file_is_hashed_once(
     asked = {"kind": "infer", "id": 1, "digest": loaded["digest"]}
     ((reply, arrays),) = server.answer([InferenceMessage(asked, blank_observation(tiny_spec()))])
     assert reply["kind"] == "chunk" and arrays["action"].shape == (20, 6)
-    assert sizes == [(made / name).stat().st_size for name in ("notes.txt", "policy.onnx")]
+    files = json.loads((made / "manifest.json").read_bytes())["files"]
+    assert sizes == [entry["size"] for _, entry in sorted(files.items())]
 
 
 def test_a_release_with_a_wrong_digest_never_becomes_active(

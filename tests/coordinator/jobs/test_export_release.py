@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from counted_hashes import count_hashes
 from synthetic_pick import frames_of, normalizer_of, tiny_spec
@@ -20,9 +21,11 @@ from coordinator.jobs.runner import EXPORT_MODULE, JobRunner
 from policy.build import build_policy, read_weights, write_weights
 from policy.errors import BadWeights, ParityFailed
 from policy.export import TOLERANCE, lerobot_chunks
+from policy.release.folder import read_policy_folder
+from policy.release.manifest import MANIFEST_NAME, POLICY_NAME, parse_manifest
+from policy.release.trial import goldens_of
 from policy.session import OnnxPolicy
 from policy.weights import save_weights, weights_digest
-from protocol.manifest import MANIFEST_NAME, POLICY_NAME, parse_manifest
 
 SPEC = tiny_spec()
 NORMALIZER = normalizer_of(frames_of(3), SPEC)
@@ -51,8 +54,8 @@ def test_the_folder_holds_the_graph_and_a_manifest_of_all_that_was_asked(tmp_pat
     asked = request(tmp_path)
     result = export(asked)
     folder = Path(asked["folder"])
-    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST_NAME, POLICY_NAME]
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes(), result["manifest_digest"])
+    assert {path.name for path in folder.iterdir()} == {MANIFEST_NAME, *manifest.files}
     content = (folder / POLICY_NAME).read_bytes()
     assert manifest.files[POLICY_NAME].sha256 == hashlib.sha256(content).hexdigest()
     assert manifest.files[POLICY_NAME].size == len(content)
@@ -67,14 +70,13 @@ def test_the_golden_actions_are_lerobots_own_and_the_graph_gives_them(tmp_path: 
     asked = request(tmp_path)
     export(asked)
     folder = Path(asked["folder"])
-    golden = parse_manifest((folder / MANIFEST_NAME).read_bytes()).golden
+    goldens = goldens_of(read_policy_folder(folder))
     session = OnnxPolicy(folder / POLICY_NAME)
-    assert len(golden) == 5
-    for entry in golden:
-        seen = {name: np.array(value, np.float32) for name, value in entry.observation.items()}
-        (chunk,) = lerobot_chunks(POLICY, SPEC, NORMALIZER, [seen])
-        assert np.array_equal(np.array(entry.action, np.float32), chunk)
-        np.testing.assert_allclose(session.infer(seen), chunk, atol=TOLERANCE)
+    assert len(goldens) == 5
+    for golden in goldens:
+        (chunk,) = lerobot_chunks(POLICY, SPEC, NORMALIZER, [golden.observation])
+        assert np.array_equal(golden.action, chunk)
+        np.testing.assert_allclose(session.infer(golden.observation), chunk, atol=TOLERANCE)
 
 
 def test_weights_that_are_not_those_of_the_round_are_not_released(tmp_path: Path) -> None:
@@ -88,15 +90,15 @@ def test_a_graph_that_computes_something_else_is_not_released(
 ) -> None:
     from policy import export as exporter
 
-    whole: Callable[..., bytes] = exporter.onnx_bytes
+    whole: Callable[..., onnx.ModelProto] = exporter.onnx_model
 
-    def of_other_weights(_policy: Any, *rest: Any) -> bytes:
+    def of_other_weights(_policy: Any, *rest: Any) -> onnx.ModelProto:
         other = build_policy(SPEC, NORMALIZER, seed=3)
         bigger = {name: array * 1.5 for name, array in read_weights(other).items()}
         write_weights(other, bigger)
         return whole(other, *rest)
 
-    monkeypatch.setattr(exporter, "onnx_bytes", of_other_weights)
+    monkeypatch.setattr(exporter, "onnx_model", of_other_weights)
     with pytest.raises(ParityFailed):
         export(request(tmp_path))
     assert not (tmp_path / "release" / MANIFEST_NAME).exists()

@@ -20,7 +20,7 @@ from coordinator.identity.enrolment import Authority, create_identities, enrol
 from coordinator.identity.layout import Layout
 from coordinator.releases import ReleaseRepository
 from coordinator.server.https import HttpsServer, make_app
-from protocol.manifest import FileEntry, ReleaseManifest
+from policy.release.manifest import FileEntry, GoldenFiles, ReleaseManifest
 
 ONNX = b"policy" * 1000
 
@@ -52,7 +52,8 @@ class Site:
         manifest = ReleaseManifest(
             version=version, round=1, base_digest="ab" * 32, spec={}, normalizer={},
             files={"policy.onnx": FileEntry(sha256=sha256(ONNX).hexdigest(), size=len(ONNX))},
-            golden=(), tolerance=0.1, evaluation={}, contributors=(), created_unix_s=1.0,
+            golden=GoldenFiles(observations="seen", actions="done"), tolerance=0.1,
+            evaluation={}, contributors=(), created_unix_s=1.0,
         )  # fmt: skip
         (part / "manifest.json").write_bytes(manifest.canonical_bytes())
         self.repository.publish(part, version)

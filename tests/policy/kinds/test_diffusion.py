@@ -12,6 +12,7 @@ from policy.build import build_policy, read_weights, write_weights
 from policy.export import check_parity, export_policy, golden_observations, lerobot_chunks
 from policy.kinds import NOISE
 from policy.kinds.diffusion import DiffusionSpec
+from policy.release.goldens import read_goldens
 from policy.session import OnnxPolicy, blank_observation
 from policy.spec import ACTION, CameraSpec
 from policy.statistics import Normalizer
@@ -82,8 +83,9 @@ def test_the_file_denoises_as_lerobot_does_from_the_same_noise(tmp_path: Path) -
     assert check_parity(path, observations, chunks) < 1e-4 * RANGE
     session = OnnxPolicy(path)
     session.require(spec)
-    golden = exported.described["golden"][0]
-    assert np.array(golden["observation"][NOISE]).shape == (8, 6)
+    names = exported.described["golden"]
+    paths = (tmp_path / names["observations"], tmp_path / names["actions"])
+    assert read_goldens(*paths, spec)[0].observation[NOISE].shape == (8, 6)
     other = {**observations[0], NOISE: observations[1][NOISE]}
     assert np.abs(session.infer(other) - chunks[0]).max() > 1e-2 * RANGE
     assert session.infer(blank_observation(spec)).shape == (8, 6)

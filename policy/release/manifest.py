@@ -1,7 +1,7 @@
-"""The manifest of a release: what the policy is, which files it has, and how to check them.
+"""manifest.json of a policy's folder: what the policy is, and which bytes belong to it.
 
-`manifest.json` is served as the canonical bytes of the model, so the digest in the release notice
-is the SHA-256 of the file itself: an agent checks the bytes before it parses them.
+The release notice carries SHA-256 of the manifest's file, so a robot checks the bytes before it
+parses them. Whatever is big lies beside it: the graph, its large tensors, the golden observations.
 """
 
 from __future__ import annotations
@@ -10,22 +10,28 @@ import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from host.complaints import first_complaint
 from host.files import write_durable
-from protocol.errors import BadManifest
-from protocol.fields import Digest
+from policy.artefacts import SHA256_PATTERN
+from policy.errors import BadManifest
 
 MANIFEST_NAME = "manifest.json"
 POLICY_NAME = "policy.onnx"
-MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+MAX_MANIFEST_BYTES = 100_000
+MAX_FILES = 512  # a name, a digest and a size are 165 bytes of JSON: all of them fit
+MAX_FILE_BYTES = 8 * 1024**3
+MAX_RELEASE_BYTES = 16 * 1024**3
 CALIBRATION_CONVENTION: Literal["lerobot-degrees-0.6"] = "lerobot-degrees-0.6"
 
+Digest = Annotated[str, Field(pattern=SHA256_PATTERN)]
 # No path: a file name of a manifest can only name a file beside the manifest.
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$")]
+FileName = Annotated[
+    str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$")
+]
 
 
 class _Model(BaseModel):
@@ -36,18 +42,17 @@ class FileEntry(_Model):
     """One file of the release; `size` in bytes."""
 
     sha256: Digest
-    size: Annotated[int, Field(ge=0, le=8 * 1024**3)]
+    size: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
 
 
-class Golden(_Model):
-    """One observation with the action chunk it must give.
+class GoldenFiles(_Model):
+    """Observations, and the action chunks that the policy must give for them; see goldens.py.
 
-    `observation` maps input names to nested lists without a batch axis (state [S], image
-    [H][W][3]); `action` is [C][A] in raw joint units.
+    Two files, for the observations are the same from release to release and need not travel again.
     """
 
-    observation: dict[str, list[Any]]
-    action: list[list[float]]
+    observations: FileName
+    actions: FileName
 
 
 class ReleaseManifest(_Model):
@@ -62,13 +67,20 @@ class ReleaseManifest(_Model):
     base_digest: Digest
     spec: dict[str, Any]
     normalizer: dict[str, Any]
-    files: Annotated[dict[FileName, FileEntry], Field(max_length=4096)]
-    golden: tuple[Golden, ...]
+    files: Annotated[dict[FileName, FileEntry], Field(max_length=MAX_FILES)]
+    golden: GoldenFiles
     tolerance: Annotated[float, Field(gt=0)]
     evaluation: dict[str, Any]
     contributors: tuple[str, ...]
     created_unix_s: float
     calibration_convention: Literal["lerobot-degrees-0.6"] = CALIBRATION_CONVENTION
+
+    @model_validator(mode="after")
+    def _fits_a_disk(self) -> Self:
+        total = sum(entry.size for entry in self.files.values())
+        if total > MAX_RELEASE_BYTES:
+            raise ValueError(f"files have {total} bytes in all, over {MAX_RELEASE_BYTES}")
+        return self
 
     def canonical_bytes(self) -> bytes:
         """UTF-8 JSON with sorted keys and no spaces: the content of manifest.json.

@@ -1,4 +1,4 @@
-"""Topics go both ways; a manifest is its own bytes; a bundle says what it lacks."""
+"""A manifest is checked by its digest before it is parsed, and never written unreadable."""
 
 from __future__ import annotations
 
@@ -8,60 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from protocol.bundle import BUNDLE_FILES, load_bundle
-from protocol.errors import BadBundle, BadManifest, BadTopic
-from protocol.manifest import (
+from policy.errors import BadManifest
+from policy.release.manifest import (
     MANIFEST_NAME,
+    MAX_FILE_BYTES,
+    MAX_FILES,
     MAX_MANIFEST_BYTES,
     FileEntry,
-    Golden,
+    GoldenFiles,
     ReleaseManifest,
     parse_manifest,
     write_manifest,
 )
-from protocol.topics import AGENT_KINDS, Address, Kind, Topics
-
-TOPICS = Topics("fleet")
-
-
-@given(
-    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True).filter(
-        lambda name: name.lower() != "coordinator"
-    ),
-    st.sampled_from(AGENT_KINDS),
-)
-def test_an_agents_topic_reads_back(agent_id: str, kind: Kind) -> None:
-    assert TOPICS.parse(TOPICS.of_agent(agent_id, kind)) == Address(kind, agent_id)
-
-
-@given(st.text(max_size=100))
-def test_any_other_topic_is_refused_and_nothing_else_is_raised(topic: str) -> None:
-    with pytest.raises(BadTopic):
-        TOPICS.parse(topic)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "+", "#", "a b", "-x", "x" * 64, "coordinator", "é"])
-def test_a_name_that_would_change_a_topic_is_refused(name: str) -> None:
-    with pytest.raises(BadTopic):
-        TOPICS.status(name)
-
-
-@pytest.mark.parametrize(
-    "topic",
-    [
-        "armada/v1/other/window",
-        "armada/v1/fleet/window/x",
-        "armada/v1/fleet/agents/arm-1/window",
-        "armada/v1/fleet/status",
-        "armada/v1/fleet/agents//status",
-    ],
-)
-def test_a_topic_of_another_fleet_or_shape_is_refused(topic: str) -> None:
-    with pytest.raises(BadTopic):
-        TOPICS.parse(topic)
 
 
 def manifest(**changes: object) -> ReleaseManifest:
@@ -72,7 +31,7 @@ def manifest(**changes: object) -> ReleaseManifest:
         "spec": {"kind": "act"},
         "normalizer": {},
         "files": {"policy.onnx": FileEntry(sha256="cd" * 32, size=5)},
-        "golden": (Golden(observation={"observation.state": [0.5]}, action=[[1.0]]),),
+        "golden": GoldenFiles(observations="seen.safetensors", actions="done.safetensors"),
         "tolerance": 0.05,
         "evaluation": {},
         "contributors": ("arm-1", "ärm"),
@@ -130,12 +89,18 @@ def test_a_manifest_that_no_robot_would_read_is_never_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bundle_says_what_it_lacks(tmp_path: Path) -> None:
-    for name in BUNDLE_FILES:
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "key.pem").unlink()
-    with pytest.raises(BadBundle, match=r"lacks key\.pem; make it with"):
-        load_bundle(tmp_path)
-    (tmp_path / "key.pem").write_text("")
-    with pytest.raises(BadBundle, match=r"bundle\.json: agent_id"):
-        load_bundle(tmp_path)
+def test_as_many_files_as_are_allowed_fit_the_manifest() -> None:
+    entry = {"sha256": "ab" * 32, "size": 2**24}
+    files = {f"{index:064x}.bin": entry for index in range(MAX_FILES)}
+    assert len(manifest(files=files).canonical_bytes()) < MAX_MANIFEST_BYTES - 10_000
+    with pytest.raises(ValueError, match="at most 512"):
+        manifest(files=files | {"one-more": entry})
+
+
+def test_a_release_that_would_fill_a_disk_is_refused() -> None:
+    entry = {"sha256": "ab" * 32, "size": MAX_FILE_BYTES}
+    manifest(files={"one": entry, "two": entry})
+    with pytest.raises(ValueError, match="bytes in all"):
+        manifest(files={"one": entry, "two": entry, "three": entry | {"size": 1}})
+    with pytest.raises(ValueError, match="size"):
+        FileEntry(sha256="ab" * 32, size=MAX_FILE_BYTES + 1)

@@ -4,7 +4,8 @@ Hashing a file is dear, so it is done once, while it is downloaded or when it is
 `.verified.json` keeps what was found. A file that still has its inode, time and size is taken for
 the same; any other is hashed again. The record only saves
 work: the manifest says which digest a file must have, a record that is missing or damaged means
-hashing, and `armada doctor` hashes without it (a time can be forged).
+hashing, and `armada doctor` hashes without it (a time can be forged). The coordinator reads each
+release by this very code before it announces it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,10 @@ from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from agent.policies.errors import PolicyRefused
 from host.complaints import first_complaint
 from host.files import FileStamp, file_stamp, stamp_of, write_durable
-from policy.errors import BadSpec
-from policy.spec import PolicySpec
-from protocol.errors import BadManifest
-from protocol.manifest import (
+from policy.errors import BadManifest, BadPolicyFolder, BadSpec
+from policy.release.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     POLICY_NAME,
@@ -31,12 +29,13 @@ from protocol.manifest import (
     ReleaseManifest,
     parse_manifest,
 )
+from policy.spec import PolicySpec
 
 log = logging.getLogger(__name__)
 
 # A manifest's file names begin with a letter or a digit: no release can bring its own record.
 RECORD_NAME = ".verified.json"
-_MAX_RECORD_BYTES = 2 * 1024 * 1024  # 4096 files, as many as a manifest may name
+_MAX_RECORD_BYTES = 1024 * 1024  # 512 files, as many as a manifest may name
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,12 @@ class PolicyFolder:
         return self.path / POLICY_NAME
 
     @property
+    def golden_paths(self) -> tuple[Path, Path]:
+        """Return the files of the golden observations and of their actions."""
+        golden = self.manifest.golden
+        return self.path / golden.observations, self.path / golden.actions
+
+    @property
     def onnx_digest(self) -> str:
         """Return SHA-256 hex of policy.onnx, as the manifest has it and the file was found."""
         return self.manifest.files[POLICY_NAME].sha256
@@ -80,7 +85,7 @@ def read_policy_folder(path: Path, *, hash_all: bool = False) -> PolicyFolder:
     """Read the manifest and check every file's size and SHA-256 against it.
 
     A file that the record knows is not hashed, unless `hash_all`. Nothing is written. Raises
-    PolicyRefused with one line that names the file.
+    BadPolicyFolder with one line that names the file.
     """
     manifest, spec = read_manifest(path)
     record = {} if hash_all else read_record(path)
@@ -92,25 +97,26 @@ def read_policy_folder(path: Path, *, hash_all: bool = False) -> PolicyFolder:
 
 
 def read_manifest(path: Path) -> tuple[ReleaseManifest, PolicySpec]:
-    """Read the folder's manifest alone. Raises PolicyRefused."""
+    """Read the folder's manifest alone. Raises BadPolicyFolder."""
     try:
         with (path / MANIFEST_NAME).open("rb") as stream:
             content = stream.read(MAX_MANIFEST_BYTES + 1)
         manifest = parse_manifest(content)
         spec = PolicySpec.from_json(manifest.spec)
     except OSError as error:
-        raise PolicyRefused(f"{path}: {MANIFEST_NAME}: {error.strerror}") from error
+        raise BadPolicyFolder(f"{path}: {MANIFEST_NAME}: {error.strerror}") from error
     except (BadManifest, BadSpec) as error:
-        raise PolicyRefused(f"{path}: {error}") from error
-    if POLICY_NAME not in manifest.files:
-        raise PolicyRefused(f"{path}: {MANIFEST_NAME} names no {POLICY_NAME}")
+        raise BadPolicyFolder(f"{path}: {error}") from error
+    for name in (POLICY_NAME, manifest.golden.observations, manifest.golden.actions):
+        if name not in manifest.files:
+            raise BadPolicyFolder(f"{path}: {MANIFEST_NAME} has no {name} among its files")
     return manifest, spec
 
 
 def verify_policy_folder(path: Path) -> PolicyFolder:
     """As `read_policy_folder`, and keep what had to be hashed, for later readers.
 
-    Raises PolicyRefused, OSError.
+    Raises BadPolicyFolder, OSError.
     """
     folder = read_policy_folder(path)
     if folder.verified != read_record(path):
@@ -158,14 +164,14 @@ def _check_file(path: Path, entry: FileEntry, known: VerifiedFile | None) -> Ver
     try:
         found_size = path.stat().st_size
         if found_size != entry.size:
-            raise PolicyRefused(f"{path} has {found_size} bytes, its manifest says {entry.size}")
+            raise BadPolicyFolder(f"{path} has {found_size} bytes, its manifest says {entry.size}")
         if known is not None and is_verified(path, entry, known):
             return known
         found = hash_file(path)
     except OSError as error:
-        raise PolicyRefused(f"{path}: {error.strerror}") from error
+        raise BadPolicyFolder(f"{path}: {error.strerror}") from error
     if found.sha256 != entry.sha256:
-        raise PolicyRefused(
+        raise BadPolicyFolder(
             f"{path} has SHA-256 {found.sha256[:12]}…, its manifest says {entry.sha256[:12]}…; "
             "download it again"
         )
