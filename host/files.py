@@ -31,6 +31,11 @@ def write_durable(path: Path, content: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """fsync a file that was written by other means than `write_durable`."""
+    _sync(path)
+
+
 def sync_folder(folder: Path) -> None:
     """fsync a folder, so that a rename inside it survives a power cut."""
     _sync(folder, os.O_DIRECTORY)

@@ -251,6 +251,8 @@ class Federation:
                 "version": self._releases.version,
                 "state": self._releases.state,
                 "error": self._releases.error,
+                "fetched_bytes": self._releases.traffic.fetched,
+                "found_bytes": self._releases.traffic.found,
             },
             "dropped": self._mqtt.dropped,
         }

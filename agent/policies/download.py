@@ -2,28 +2,34 @@
 
 The notice gives the SHA-256 of the manifest, the manifest that of each file, so nothing is kept
 that was not announced. A download is filled in `<version>-<digest>.part` and renamed when whole;
-an interrupted one is resumed where it stopped. What does not fit its digest is deleted.
+an interrupted one is resumed where it stopped. What does not fit its digest is deleted. A file
+whose content lies here already, in an installed version or in another download, is linked and not
+fetched; it is hashed like any other, so damage on this disk does not spread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
+import shutil
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from agent.policies.errors import DownloadInterrupted, ReleaseRefused
-from host.files import stamp_of, sync_folder, write_durable
-from policy.errors import BadManifest
+from host.files import stamp_of, sync_file, sync_folder, write_durable
+from policy.errors import BadManifest, BadPolicyFolder
 from policy.release.folder import (
     VerifiedFile,
     hash_file,
     is_verified,
+    read_manifest,
     read_record,
     write_record,
 )
@@ -37,8 +43,28 @@ from policy.release.manifest import (
 from protocol.bundle import Bundle
 from protocol.messages import ReleaseNotice
 
+log = logging.getLogger(__name__)
+
 TIMEOUT_S = 20.0
 CHUNK_BYTES = 256 * 1024
+
+
+@dataclass
+class Traffic:
+    """Bytes of one release, over all attempts: fetched from the server, and found on this disk."""
+
+    fetched: int = 0
+    found: int = 0
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the files of one release come from, and what ends or counts their coming."""
+
+    client: httpx.Client
+    version: int
+    stopping: threading.Event
+    traffic: Traffic
 
 
 def https_client(bundle: Bundle) -> httpx.Client:
@@ -54,25 +80,37 @@ def https_client(bundle: Bundle) -> httpx.Client:
 
 
 def download(
-    client: httpx.Client, notice: ReleaseNotice, folder: Path, stopping: threading.Event
+    client: httpx.Client,
+    notice: ReleaseNotice,
+    folder: Path,
+    stopping: threading.Event,
+    installed: Iterable[Path] = (),
+    traffic: Traffic | None = None,
 ) -> Path:
     """Fetch manifest and files of `notice` under `folder`; returns the whole release's folder.
 
+    `installed`: folders, on the same file system if may be, in which files of it may lie already.
     Raises ReleaseRefused (digest, version or manifest wrong; what was fetched is deleted) and
     DownloadInterrupted (server away, connection cut, `stopping` set; what was fetched stays).
     """
+    traffic = traffic or Traffic()
+    source = _Source(client, notice.version, stopping, traffic)
     name = f"{notice.version}-{notice.manifest_digest[:16]}"
     final = folder / name
     if final.is_dir():
         return final
     part = folder / f"{name}.part"
     part.mkdir(parents=True, exist_ok=True)
-    manifest, content = _manifest(client, notice)
+    manifest, content = _manifest(source, notice.manifest_digest)
+    others = [path for path in folder.iterdir() if path != part]
+    here = _contents([*installed, *others])
     verified = read_record(part)
     for file_name, entry in manifest.files.items():
-        if not is_verified(part / file_name, entry, verified.get(file_name)):
-            verified[file_name] = _file(client, notice.version, part / file_name, entry, stopping)
-            write_record(part, verified)
+        path = part / file_name
+        if is_verified(path, entry, verified.get(file_name)):
+            continue
+        verified[file_name] = _found(path, entry, here, traffic) or _file(source, path, entry)
+        write_record(part, verified)
     write_durable(part / MANIFEST_NAME, content)
     sync_folder(part)
     part.rename(final)
@@ -80,74 +118,105 @@ def download(
     return final
 
 
-def _manifest(client: httpx.Client, notice: ReleaseNotice) -> tuple[ReleaseManifest, bytes]:
-    path = f"/v1/releases/{notice.version}/{MANIFEST_NAME}"
+def _contents(folders: Iterable[Path]) -> dict[str, Path]:
+    """SHA-256 -> a file that is said to have it, by the folder's manifest or by its record."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for name, verified in read_record(folder).items():
+            found.setdefault(verified.sha256, folder / name)
+        with contextlib.suppress(BadPolicyFolder):  # a part has no manifest yet
+            for name, entry in read_manifest(folder)[0].files.items():
+                found.setdefault(entry.sha256, folder / name)
+    return found
+
+
+def _found(
+    path: Path, entry: FileEntry, here: Mapping[str, Path], traffic: Traffic
+) -> VerifiedFile | None:
+    """The file as a link to (or a copy of) the one that is here; None: it must be fetched."""
+    source = here.get(entry.sha256)
+    if source is None:
+        return None
+    try:
+        if source.stat().st_size != entry.size:
+            return None
+        path.unlink(missing_ok=True)
+        try:
+            os.link(source, path)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, path)
+            sync_file(path)
+        found = hash_file(path)
+    except OSError as error:
+        log.warning("%s cannot be taken over (%s); it is fetched", source, error.strerror)
+        return None
+    if found.sha256 != entry.sha256:
+        log.warning("%s is damaged; what it should be is fetched", source)
+        path.unlink()
+        return None
+    traffic.found += entry.size
+    return found
+
+
+def _manifest(source: _Source, digest: str) -> tuple[ReleaseManifest, bytes]:
+    version = source.version
+    path = f"/v1/releases/{version}/{MANIFEST_NAME}"
     content = bytearray()
-    with _stream(client, path, 0) as reply:
+    with _stream(source.client, path, 0) as reply:
         for chunk in reply.iter_raw(CHUNK_BYTES):
             content += chunk
+            source.traffic.fetched += len(chunk)
             if len(content) > MAX_MANIFEST_BYTES:
                 raise ReleaseRefused(
-                    f"release {notice.version}: its manifest is over {MAX_MANIFEST_BYTES} bytes"
+                    f"release {version}: its manifest is over {MAX_MANIFEST_BYTES} bytes"
                 )
     try:
-        manifest = parse_manifest(bytes(content), notice.manifest_digest)
+        manifest = parse_manifest(bytes(content), digest)
     except BadManifest as error:
-        raise ReleaseRefused(f"release {notice.version}: {error}") from error
-    if manifest.version != notice.version:
-        raise ReleaseRefused(
-            f"release {notice.version}: the manifest says version {manifest.version}"
-        )
+        raise ReleaseRefused(f"release {version}: {error}") from error
+    if manifest.version != version:
+        raise ReleaseRefused(f"release {version}: the manifest says version {manifest.version}")
     return manifest, bytes(content)
 
 
-def _file(
-    client: httpx.Client, version: int, path: Path, entry: FileEntry, stopping: threading.Event
-) -> VerifiedFile:
+def _file(source: _Source, path: Path, entry: FileEntry) -> VerifiedFile:
     """Fetch one file to `path`, from where an earlier attempt stopped, and hash it once."""
+    if path.exists() and (path.stat().st_size > entry.size or path.stat().st_nlink > 1):
+        path.unlink()  # a link is another version's file too: never written to
     have = path.stat().st_size if path.exists() else 0
-    if have > entry.size:
-        path.unlink()
-        have = 0
     if path.exists() and have == entry.size:
         found = hash_file(path)
     else:
-        found = _fetch(client, version, path, entry, have, stopping)
+        found = _fetch(source, path, entry, have)
     if found.sha256 != entry.sha256 and have:
         # The first half came from an earlier attempt: once more, all of it, from one source.
-        found = _fetch(client, version, path, entry, 0, stopping)
+        found = _fetch(source, path, entry, 0)
     if found.sha256 != entry.sha256:
         path.unlink()
         raise ReleaseRefused(
-            f"release {version}: {path.name} does not have the SHA-256 {entry.sha256[:12]}… of its "
-            "manifest; it was changed on the way or on the server"
+            f"release {source.version}: {path.name} does not have the SHA-256 "
+            f"{entry.sha256[:12]}… of its manifest; it was changed on the way or on the server"
         )
     return found
 
 
-def _fetch(
-    client: httpx.Client,
-    version: int,
-    path: Path,
-    entry: FileEntry,
-    have: int,
-    stopping: threading.Event,
-) -> VerifiedFile:
+def _fetch(source: _Source, path: Path, entry: FileEntry, have: int) -> VerifiedFile:
     """Hashed as it comes; one that was resumed is hashed from the disk when it is whole."""
-    address = f"/v1/releases/{version}/{path.name}"
+    address = f"/v1/releases/{source.version}/{path.name}"
     digest = hashlib.sha256()
-    with _stream(client, address, have) as reply:
+    with _stream(source.client, address, have) as reply:
         resumed = have > 0 and reply.status_code == httpx.codes.PARTIAL_CONTENT
         size = have if resumed else 0
         with path.open("ab" if resumed else "wb") as stream:
             for chunk in reply.iter_raw(CHUNK_BYTES):  # raw: ranges count encoded bytes
                 size += len(chunk)
+                source.traffic.fetched += len(chunk)
                 if size > entry.size:
                     break  # longer than its manifest says; the digest refuses it
                 stream.write(chunk)
                 if not resumed:
                     digest.update(chunk)
-                if stopping.is_set():
+                if source.stopping.is_set():
                     raise DownloadInterrupted("the agent is being stopped")
             stream.flush()
             os.fsync(stream.fileno())

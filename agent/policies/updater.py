@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from agent.errors import AgentError
-from agent.policies.download import download, https_client
+from agent.policies.download import Traffic, download, https_client
 from agent.policies.errors import DownloadInterrupted, ReleaseRefused
 from agent.policies.qualification import qualify
 from agent.policies.store import PolicyStore
@@ -65,6 +65,7 @@ class PolicyUpdater:
         self.state: State = "idle"
         self.version: int | None = None
         self.error: str | None = None
+        self.traffic = Traffic()
 
     def start(self) -> None:
         """Begin waiting for notices."""
@@ -79,6 +80,8 @@ class PolicyUpdater:
     def offer(self, notice: ReleaseNotice) -> None:
         """Fetch this release; one that is on its way and is not this one is given up."""
         with self._lock:
+            if self._wanted is None or self._wanted.manifest_digest != notice.manifest_digest:
+                self.traffic = Traffic()
             self._wanted = notice
         self._changed.set()
 
@@ -126,7 +129,14 @@ class PolicyUpdater:
         self.state, self.version = "downloading", notice.version
         try:
             with https_client(self._bundle) as client:
-                folder = download(client, notice, self._folder, self._stopping)
+                folder = download(
+                    client,
+                    notice,
+                    self._folder,
+                    self._stopping,
+                    self._store.installed(),
+                    self.traffic,
+                )
             self.state = "qualifying"
             verdict = qualify(folder, self._config_path)
             if not verdict.ok:
@@ -142,7 +152,10 @@ class PolicyUpdater:
             return ReleaseOutcome(notice, False, str(error))
         self._clear_downloads()
         error_units, latency_ms = verdict.max_abs_error, verdict.latency_p99_ms
-        detail = f"golden error {error_units or 0.0:.3g}, chunk p99 {latency_ms or 0.0:.1f} ms"
+        detail = (
+            f"golden error {error_units or 0.0:.3g}, chunk p99 {latency_ms or 0.0:.1f} ms, "
+            f"{self.traffic.fetched} bytes fetched, {self.traffic.found} found here"
+        )
         log.info("release %d is active: %s", notice.version, detail)
         return ReleaseOutcome(notice, True, detail)
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from agent.policies.download import download, https_client
+from agent.policies.download import Traffic, download, https_client
 from agent.policies.store import PolicyStore
 from host.files import write_durable
 from policy.kinds.act import ActSpec
@@ -107,9 +107,13 @@ class Site:
         self.downloads.mkdir()
         self.publish(1)
 
-    def publish(self, version: int) -> ReleaseNotice:
-        """The next notice is of a release of `ONNX`, with two goldens that are none."""
+    def publish(self, version: int, **tensors: bytes) -> ReleaseNotice:
+        """The next notice is of a release of `ONNX`, with two goldens that are none.
+
+        `tensors` lie in files that are named by their content.
+        """
         files = {"policy.onnx": ONNX, "golden-seen": b"seen", "golden-done": b"done"}
+        files |= {f"{entry_of(each).sha256}.bin": each for each in tensors.values()}
         manifest = ReleaseManifest(
             version=version, round=version, base_digest="ab" * 32, spec=SPEC.to_json(),
             normalizer={},
@@ -130,7 +134,15 @@ class Site:
 
     def fetch(self) -> Path:
         with https_client(self.bundle) as client:
-            return download(client, self.notice, self.downloads, threading.Event())
+            self.traffic = Traffic()
+            return download(
+                client,
+                self.notice,
+                self.downloads,
+                threading.Event(),
+                self.store.installed(),
+                self.traffic,
+            )
 
     def close(self) -> None:
         self.server.shutdown()

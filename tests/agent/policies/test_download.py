@@ -5,6 +5,7 @@ The server's files are damaged, cut off and moved away as a bad network or a bad
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -156,3 +157,98 @@ def test_nobody_listens_is_an_interruption(site: Site) -> None:
     site.bundle = load_bundle(site.folder)
     with pytest.raises(DownloadInterrupted, match="cannot be read"):
         site.fetch()
+
+
+# --- what is here already is not fetched ---
+
+FROZEN, HEAD, NEW_HEAD = (bytes([value]) * 400_000 for value in (1, 2, 3))
+FIRST = {"frozen": FROZEN, "head": HEAD}
+SECOND = {"frozen": FROZEN, "head": NEW_HEAD}
+
+
+def tensor(folder: Path, content: bytes) -> Path:
+    return folder / f"{hashlib.sha256(content).hexdigest()}.bin"
+
+
+def install(site: Site, version: int, **tensors: bytes) -> Path:
+    site.publish(version, **tensors)
+    return site.store.install(site.fetch(), version)
+
+
+def fetched(site: Site) -> list[str]:
+    """Names asked of the server since the last release was installed."""
+    return [name for name, _ in site.server.requests]
+
+
+def test_a_new_release_fetches_only_what_changed(site: Site) -> None:
+    first = install(site, 1, **FIRST)
+    site.server.requests.clear()
+    second = install(site, 2, **SECOND)
+    assert fetched(site) == ["manifest.json", tensor(second, NEW_HEAD).name]
+    manifest_bytes = len(site.server.files["manifest.json"])
+    assert site.traffic.fetched == manifest_bytes + len(NEW_HEAD)
+    assert site.traffic.found == len(FROZEN) + len(ONNX) + len(b"seen" + b"done")
+    assert tensor(second, FROZEN).stat().st_ino == tensor(first, FROZEN).stat().st_ino
+    read_policy_folder(second, hash_all=True)
+
+
+def test_what_an_unfinished_download_got_is_not_fetched_again(site: Site) -> None:
+    site.publish(1, **FIRST)
+    site.server.cut["policy.onnx"] = 1000
+    with pytest.raises(DownloadInterrupted):
+        site.fetch()
+    site.server.requests.clear()
+    site.publish(2, **SECOND)
+    site.fetch()
+    assert tensor(site.folder, FROZEN).name not in fetched(site)
+    assert tensor(site.folder, NEW_HEAD).name in fetched(site)
+
+
+def test_a_damaged_file_of_the_right_name_is_fetched_again(site: Site) -> None:
+    first = install(site, 1, **FIRST)
+    damaged = tensor(first, FROZEN)
+    facts = damaged.stat()
+    with damaged.open("r+b") as stream:
+        stream.write(b"\xff")
+    os.utime(damaged, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # its record would vouch for it
+    site.server.requests.clear()
+    second = install(site, 2, **SECOND)
+    assert damaged.name in fetched(site)
+    assert tensor(second, FROZEN).read_bytes() == FROZEN
+    assert damaged.read_bytes() != FROZEN, "another version's file is never written to"
+
+
+def test_a_linked_file_is_never_written_to(site: Site) -> None:
+    first = install(site, 1, **FIRST)
+    notice = site.publish(2, **SECOND)
+    part = site.downloads / f"2-{notice.manifest_digest[:16]}.part"
+    part.mkdir()
+    # As a kill leaves it between the link and its proof, when the link was to the wrong file.
+    os.link(tensor(first, HEAD), tensor(part, NEW_HEAD))
+    second = site.store.install(site.fetch(), 2)
+    assert tensor(first, HEAD).read_bytes() == HEAD
+    assert tensor(second, NEW_HEAD).read_bytes() == NEW_HEAD
+
+
+def test_where_links_fail_files_are_copied(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = install(site, 1, **FIRST)
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links on this file system")
+
+    monkeypatch.setattr(os, "link", no_links)
+    second = install(site, 2, **SECOND)
+    assert site.traffic.found > len(FROZEN)
+    assert tensor(second, FROZEN).stat().st_ino != tensor(first, FROZEN).stat().st_ino
+    read_policy_folder(second, hash_all=True)
+
+
+def test_a_version_that_is_pruned_takes_nothing_from_those_that_share_its_files(
+    site: Site,
+) -> None:
+    install(site, 1, **FIRST)
+    second = install(site, 2, **SECOND)
+    site.store.activate(2)
+    assert site.store.prune(1) == ["1"]
+    read_policy_folder(second, hash_all=True)
+    assert tensor(second, FROZEN).stat().st_nlink == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -97,8 +98,9 @@ def test_a_release_with_a_wrong_digest_never_becomes_active(
     monkeypatch.setattr(updater, "qualify", verdict(True))
     watched.worker.offer(site.notice)
     assert watched.end().ok
-    site.publish(2)
-    site.server.files["policy.onnx"] = ONNX[:-1] + b"\0"
+    site.publish(2, head=ONNX[1:])
+    name = f"{hashlib.sha256(ONNX[1:]).hexdigest()}.bin"
+    site.server.files[name] = ONNX[1:-1] + b"\0"
     watched.worker.offer(site.notice)
     outcome = watched.end()
     assert not outcome.ok and "SHA-256" in outcome.detail
