@@ -6,6 +6,7 @@ as it can. A body takes over a command block (`obey`), steps, and tells its serv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import mujoco
 import numpy as np
 
 from robot_io.twin.hand import Plan
+from robot_io.twin.layout import CubePlacement, Layout, TableState
 from robot_io.twin.motor import (
     DAMPING_NM_S_RAD_PER_D,
     MOVING_RAD_S,
@@ -24,14 +26,12 @@ from robot_io.twin.motor import (
     supply_v,
 )
 from robot_io.twin.scene import (
-    CUBE_START_M,
     REST_JOINTS_RAD,
     TIMESTEP_S,
     Scene,
-    cube_pose,
     joint_ranges_rad,
 )
-from robot_io.twin.shared import N_JOINTS, Float, Servo, SharedCommand
+from robot_io.twin.shared import MAX_OBJECTS, N_JOINTS, Float, Servo, SharedCommand
 
 # Protection and heat are slow: every fourth step is soon enough.
 _PROTECTION_EVERY = 4
@@ -138,7 +138,7 @@ class LeaderBody:
 
 
 class FollowerBody:
-    """The follower arm and the cube in MuJoCo; ``scene.model`` is its own to change."""
+    """The follower arm and what lies on the table; ``scene.model`` is its own to change."""
 
     def __init__(self, motors: ArmMotors, scene: Scene) -> None:
         self.motors = motors
@@ -150,8 +150,8 @@ class FollowerBody:
         self._contype = self.model.geom_contype[self._arm_geoms].copy()
         self._touching = True
         self._steps = 0
-        self.highest_m = 0.0
-        self.place(*CUBE_START_M, 0.0)
+        self._heights = np.array([cube.qpos + 2 for cube in scene.cubes])
+        self.highest_m: Float = self.data.qpos[self._heights]
         self._set_gains()
 
     def obey(self, command: Float) -> None:
@@ -174,7 +174,7 @@ class FollowerBody:
         if self._steps % _PROTECTION_EVERY == 0:
             motors.protection.step(_PROTECTION_EVERY * TIMESTEP_S, motors.command, self._load())
             self._set_ceiling()
-        self.highest_m = max(self.highest_m, float(data.qpos[self.scene.cube_qpos + 2]))
+        np.maximum(self.highest_m, data.qpos[self._heights], out=self.highest_m)
 
     @property
     def angle_rad(self) -> Float:
@@ -190,19 +190,42 @@ class FollowerBody:
         load: Float = self.data.actuator_force / STALL_TORQUE_NM
         return load
 
-    def place(self, x_m: float, y_m: float, yaw_rad: float) -> None:
-        """Put the cube on the table, at rest."""
-        first, dof = self.scene.cube_qpos, self.scene.cube_dof
-        self.data.qpos[first : first + 7] = cube_pose(x_m, y_m, yaw_rad)
-        self.data.qvel[dof : dof + 6] = 0.0
-        self.highest_m = float(self.data.qpos[first + 2])
+    def place(self, number: int, placement: CubePlacement) -> None:
+        """Put the object with this number in a layout on the table, at rest."""
+        self.scene.place(self.data, number, placement)
+        if number < len(self._heights):
+            self.highest_m[number] = self.data.qpos[self._heights[number]]
 
-    def cube(self) -> tuple[float, float, float, float]:
-        """x, y, z in metres and yaw in radians."""
-        first = self.scene.cube_qpos
-        x, y, z, qw, qx, qy, qz = self.data.qpos[first : first + 7]
-        yaw = np.arctan2(2 * (qw * qz + qx * qy), 1 - 2 * (qy**2 + qz**2))
-        return float(x), float(y), float(z), float(yaw)
+    def lay_out(self, layout: Layout) -> None:
+        """Place every object."""
+        for number, placement in enumerate(layout):
+            self.place(number, placement)
+
+    def table(self) -> Float:
+        """x, y, z in metres and yaw in radians of each object, [MAX_OBJECTS, 4], zeros behind."""
+        rows: Float = np.zeros((MAX_OBJECTS, 4))
+        count = 0
+        for count, cube in enumerate(self.scene.cubes, 1):
+            x, y, z, qw, qx, qy, qz = self.data.qpos[cube.qpos : cube.qpos + 7].tolist()
+            yaw = math.atan2(2 * (qw * qz + qx * qy), 1 - 2 * (qy**2 + qz**2))
+            rows[count - 1] = x, y, z, yaw
+        marks = self.data.mocap_pos
+        rows[count : count + len(marks), :3] = marks
+        return rows
+
+    def state(self) -> TableState:
+        """What success is judged by, as it is now."""
+        rows, count = self.table(), len(self.scene.cubes)
+        speeds = [
+            np.linalg.norm(self.data.qvel[cube.dof : cube.dof + 3]) for cube in self.scene.cubes
+        ]
+        return TableState(
+            rows[:count, :3],
+            np.array(speeds),
+            self.highest_m.copy(),
+            self.data.mocap_pos[:, :2].copy(),
+            self.data.site_xpos[self.scene.grasp_site].copy(),
+        )
 
     def _set_gains(self) -> None:
         command, model = self.motors.command, self.model

@@ -37,6 +37,11 @@ def run(
             help=f"overhead or wrist_cam, may be repeated (default {DEFAULT_CAMERA})",
         ),
     ] = None,
+    task: Annotated[str, typer.Option(help="lift, place, stack, sort or push")] = "lift",
+    robot_seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="give this robot light, table, cubes and camera of its own"),
+    ] = None,
     bus_timing: Annotated[
         bool, typer.Option("--bus-timing", help="answers take the time that the wire would")
     ] = False,
@@ -49,6 +54,7 @@ def run(
         # Imported here, so that a missing extra is one clear line.
         from robot_io.twin import launcher
         from robot_io.twin.scene import parse_camera
+        from robot_io.twin.tasks import task_named
     except ModuleNotFoundError as error:
         raise TwinError(f"{error.name} is not installed; install armada[twin]") from error
     if not 0 <= usb_latency_ms <= 100:
@@ -60,6 +66,8 @@ def run(
             tuple(parse_camera(text) for text in camera or [DEFAULT_CAMERA]),
             bus_timing,
             usb_latency_ms / 1000,
+            task_named(task),
+            robot_seed,
         )
     )
 

@@ -2,12 +2,13 @@
 
 | op | fields | reply |
 |---|---|---|
-| ``truth`` | | t_s, cube, joints_rad, torque, counters |
-| ``place`` | x_m, y_m, yaw_rad (default: turned to the base), object | |
+| ``truth`` | | t_s, cube, objects, succeeded, joints_rad, torque, counters |
+| ``place`` | x_m, y_m, yaw_rad (default: turned to the base), object (default cube) | |
+| ``draw`` | seed, sector_deg of 2 (default: the whole table) | objects: where each now is |
 | ``hand`` | arm, joints_rad of 6 or null to let go | when the pose is reached |
 | ``rest`` | arm (default leader) | when the arm rests |
 | ``sweep`` | arm | when done, the hand has let go |
-| ``demonstrate`` | skill, speed | seconds, lifted, height_m |
+| ``demonstrate`` | skill (the task's), speed | seconds, succeeded, lifted, height_m |
 | ``abort`` | | every hand stops where it is and lets go |
 | ``fault`` | arm, kind, servo, count, duration_s, delay_s; or camera, kind | |
 | ``clear_faults`` | arm, or nothing for all | |
@@ -34,8 +35,11 @@ from robot_io.twin.children import TwinProcess
 from robot_io.twin.errors import BadRequest, TwinError
 from robot_io.twin.expert import Expert
 from robot_io.twin.hand import Plan, move_plan, sweep_plan
+from robot_io.twin.layout import WHOLE_TABLE, CubePlacement, Layout, TableSector
 from robot_io.twin.motor import STIFFNESS_NM_RAD_PER_P
-from robot_io.twin.scene import CUBE_SIZE_M, REST_JOINTS_RAD
+from robot_io.twin.objects import CUBE_SIZE_M
+from robot_io.twin.route import Route
+from robot_io.twin.scene import REST_JOINTS_RAD
 from robot_io.twin.shared import (
     ARMS,
     N_JOINTS,
@@ -46,10 +50,10 @@ from robot_io.twin.shared import (
     World,
 )
 from robot_io.twin.stream import CAMERA_MODES
+from robot_io.twin.tasks.task import TwinTask
 
 _LOG = logging.getLogger(__name__)
 LIFTED_M = 0.05
-SKILLS = ("pick_lift",)
 # Beyond this the follower cannot reach, and the camera does not see.
 TABLE_M = 0.5
 _POLL_S = 0.01
@@ -60,8 +64,14 @@ class Hands:
     """The person beside the twin. Blocking calls, each from a connection's own thread."""
 
     def __init__(
-        self, shared: SharedState, physics: TwinProcess, ranges_rad: Float, expert: Expert
+        self,
+        shared: SharedState,
+        physics: TwinProcess,
+        ranges_rad: Float,
+        expert: Expert,
+        task: TwinTask,
     ) -> None:
+        self._task = task
         self._shared = shared
         self._physics = physics
         self._ranges = ranges_rad
@@ -97,21 +107,23 @@ class Hands:
         """Take the hand off the arm."""
         self._physics.ask(op="let_go", arm=arm)
 
-    def pick_lift(self, speed: float) -> tuple[float, bool, float]:
-        """Demonstrate on the leader; seconds, whether the follower holds the cube up, how high."""
-        world = self._shared.world.read()
-        x_m, y_m = float(world[World.CUBE_X_M]), float(world[World.CUBE_Y_M])
+    def layout(self) -> Layout:
+        """Where all objects are now."""
+        rows = self._shared.table.read()[: len(self._task.objects.names), [0, 1, 3]]
+        return tuple(CubePlacement(*row) for row in rows.tolist())
 
+    def demonstrate(self, speed: float) -> float:
+        """Do the task with the leader; seconds of the motion."""
+        layout = self.layout()
         gains = self._shared.commands["follower"].read()[:, SharedCommand.P_GAIN]
 
         def plan(start: Float) -> Plan:
             with self._planning:
-                stiffness = gains * STIFFNESS_NM_RAD_PER_P
-                return self._expert.pick_lift(start, x_m, y_m, stiffness, speed)
+                route = Route(self._expert, start, gains * STIFFNESS_NM_RAD_PER_P, speed)
+                self._task.demonstrate(route, layout)
+                return route.plan()
 
-        seconds = self._play("leader", plan)
-        height_m = float(self._shared.world.read()[World.CUBE_Z_M]) - CUBE_SIZE_M / 2
-        return seconds, height_m > LIFTED_M, height_m
+        return self._play("leader", plan)
 
     def abort(self) -> None:
         """Stop every motion; the calls that made them are refused."""
@@ -159,7 +171,9 @@ class Control:
         bus: TwinProcess,
         render: TwinProcess,
         hands: Hands,
+        task: TwinTask,
     ) -> None:
+        self._task = task
         self._shared = shared
         self._physics = physics
         self._bus = bus
@@ -186,6 +200,8 @@ class Control:
                 return self._truth()
             case "place":
                 return self._place(request)
+            case "draw":
+                return self._draw(request)
             case "hand":
                 arm = _arm(request, None)
                 if request.get("joints_rad") is None:
@@ -207,7 +223,7 @@ class Control:
                 return self._clear(request)
             case unknown:
                 raise BadRequest(
-                    f"unknown op {unknown!r}; known: truth, place, hand, rest, sweep, "
+                    f"unknown op {unknown!r}; known: truth, place, draw, hand, rest, sweep, "
                     "demonstrate, abort, fault, clear_faults"
                 )
 
@@ -223,6 +239,8 @@ class Control:
                 "height_m": float(world[World.CUBE_Z_M]) - CUBE_SIZE_M / 2,
                 "highest_m": float(world[World.CUBE_HIGHEST_M]) - CUBE_SIZE_M / 2,
             },
+            "objects": self._objects(),
+            "succeeded": bool(world[World.SUCCEEDED]),
             "joints_rad": {arm: self._hands.angles(arm).tolist() for arm in ARMS},
             "torque": {arm: self._hands.torque(arm) for arm in ARMS},
             "physics": {
@@ -232,27 +250,63 @@ class Control:
             },
         }
 
+    def _objects(self) -> dict[str, dict[str, float]]:
+        columns = ("x_m", "y_m", "z_m", "yaw_rad")
+        rows = self._shared.table.read().tolist()
+        return {
+            name: dict(zip(columns, row, strict=True))
+            for name, row in zip(self._task.objects.names, rows, strict=False)
+        }
+
     def _place(self, request: dict[str, Any]) -> dict[str, Any]:
-        if request.get("object", "cube") != "cube":
-            raise BadRequest(f"there is no {request['object']!r} on the table, only the cube")
+        names = self._task.objects.names
+        name = request.get("object", names[0])
+        if name not in names:
+            raise BadRequest(f"there is no {name!r} on the table, only {', '.join(names)}")
         x_m, y_m = (_number(request, key, -TABLE_M, TABLE_M) for key in ("x_m", "y_m"))
         if request.get("yaw_rad") is None:
             yaw_rad = math.atan2(y_m, x_m)
         else:
             yaw_rad = _number(request, "yaw_rad", -7.0, 7.0)
-        placed = self._physics.ask(op="place", x_m=x_m, y_m=y_m, yaw_rad=yaw_rad)["number"]
-        # What is asked next must see the cube where it now lies.
-        while self._shared.world.read()[World.PLACED] < placed:
-            time.sleep(_POLL_S)
+        self._lay_out({names.index(name): CubePlacement(x_m, y_m, yaw_rad)})
         return {}
 
+    def _draw(self, request: dict[str, Any]) -> dict[str, Any]:
+        seed = int(_number(request, "seed", 0, 2**53))
+        sector = WHOLE_TABLE
+        if request.get("sector_deg") is not None:
+            sector = _sector(request["sector_deg"])
+        layout = self._task.draw(np.random.default_rng(seed), sector)
+        self._lay_out(dict(enumerate(layout)))
+        return {"objects": self._objects()}
+
+    def _lay_out(self, placements: dict[int, CubePlacement]) -> None:
+        placed = 0
+        for number, at in placements.items():
+            placed = self._physics.ask(
+                op="place", object=number, x_m=at.x_m, y_m=at.y_m, yaw_rad=at.yaw_rad
+            )["number"]
+        # What is asked next must see the objects where they now lie.
+        while self._shared.world.read()[World.PLACED] < placed:
+            time.sleep(_POLL_S)
+
     def _demonstrate(self, request: dict[str, Any]) -> dict[str, Any]:
-        skill = request.get("skill", "pick_lift")
-        if skill not in SKILLS:
-            raise BadRequest(f"the hand knows no skill {skill!r}; known: {', '.join(SKILLS)}")
+        skill = request.get("skill", self._task.skill)
+        if skill != self._task.skill:
+            raise BadRequest(
+                f"here the hand knows no skill {skill!r}, only {self._task.skill}: "
+                "the twin was started for that task"
+            )
         speed = 1.0 if request.get("speed") is None else _number(request, "speed", 0.1, 3.0)
-        seconds, lifted, height_m = self._hands.pick_lift(speed)
-        return {"seconds": seconds, "lifted": lifted, "height_m": height_m}
+        seconds = self._hands.demonstrate(speed)
+        world = self._shared.world.read()
+        height_m = float(world[World.CUBE_Z_M]) - CUBE_SIZE_M / 2
+        return {
+            "seconds": seconds,
+            "succeeded": bool(world[World.SUCCEEDED]),
+            "lifted": height_m > LIFTED_M,
+            "height_m": height_m,
+        }
 
     def _fault(self, request: dict[str, Any]) -> dict[str, Any]:
         if request.get("camera") is not None:
@@ -291,6 +345,17 @@ def _known_name(request: dict[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise BadRequest(f"{key} must be a name, not {value!r}")
     return value
+
+
+def _sector(value: object) -> TableSector:
+    if not (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(edge, int | float) and not isinstance(edge, bool) for edge in value)
+        and -90 <= value[0] < value[1] <= 90
+    ):
+        raise BadRequest(f"sector_deg must be two growing azimuths within -90..90, not {value!r}")
+    return TableSector("asked", value[0], value[1])
 
 
 def _number(request: dict[str, Any], key: str, low: float, high: float) -> float:

@@ -23,6 +23,10 @@ class OutOfReach(TwinError, ValueError):
     """A placement at which the arm cannot grasp the cube."""
 
 
+class NoSuchTask(TwinError, LookupError):
+    """A task that the twin does not know."""
+
+
 class BadMemory(TwinError, ValueError):
     """A persisted control table or assembly file that is not what the twin wrote."""
 

@@ -26,15 +26,19 @@ from robot_io.twin.control import Control, ControlServer, Hands
 from robot_io.twin.errors import TwinBusy, TwinError, TwinProcessDied
 from robot_io.twin.expert import Expert
 from robot_io.twin.memory import load_assembly, load_eeprom
+from robot_io.twin.objects import CUBE_SIZE_M
 from robot_io.twin.scene import (
     CUBE_HUE_DEG,
-    CUBE_SIZE_M,
     REST_JOINTS_RAD,
     SceneCamera,
+    build_scene,
     check_names,
     table_homography,
 )
 from robot_io.twin.shared import ARMS, Float, SharedState
+from robot_io.twin.tasks.lift import LIFT
+from robot_io.twin.tasks.task import TwinTask
+from robot_io.twin.variation import scene_of
 
 _LOG = logging.getLogger(__name__)
 _START_S = 60.0
@@ -46,13 +50,18 @@ _SOCKET_PATH_BYTES = 107
 
 @dataclass(frozen=True, slots=True)
 class TwinConfig:
-    """What ``armada twin run`` was asked for. ``usb_latency_s`` adds to every answer."""
+    """What ``armada twin run`` was asked for. ``usb_latency_s`` adds to every answer.
+
+    ``robot_seed``: of this robot's own light, table, cubes and camera; None is the plain scene.
+    """
 
     folder: Path
     seed: int
     cameras: tuple[SceneCamera, ...]
     bus_timing: bool = False
     usb_latency_s: float = 0.0
+    task: TwinTask = LIFT
+    robot_seed: int | None = None
 
 
 class LaunchedProcess:
@@ -123,21 +132,26 @@ class Twin:
             load_eeprom(folder, arm)
         shared = SharedState.create()
         where = [str(folder), str(config.seed)]
-        physics = self._spawn("physics", shared, where)
+        task, robot_seed = config.task, config.robot_seed
+        physics = self._spawn("physics", shared, [*where, task.name])
         render = self._spawn(
             "render",
             shared,
-            [f"{c.name}:{c.width}x{c.height}@{c.fps:g}" for c in config.cameras],
+            [
+                task.name,
+                "-" if robot_seed is None else str(robot_seed),
+                *(f"{c.name}:{c.width}x{c.height}@{c.fps:g}" for c in config.cameras),
+            ],
         )
         ready = physics.wait_ready()
         timing = [str(int(config.bus_timing)), str(config.usb_latency_s)]
         bus = self._spawn("wire", shared, [*where, *timing])
         bus.wait_ready()
         ranges: Float = np.array(ready["ranges_rad"])
-        hands = Hands(shared, physics.link, ranges, Expert())
+        hands = Hands(shared, physics.link, ranges, Expert(build_scene(objects=task.objects)), task)
         http_port = render.wait_ready()["port"]
         self._server = ControlServer(
-            control_path, Control(shared, physics.link, bus.link, render.link, hands)
+            control_path, Control(shared, physics.link, bus.link, render.link, hands, task)
         )
         announced = json.dumps(self._announce(http_port, ranges), indent=1)
         write_durable(folder / "twin.json", announced.encode())
@@ -179,6 +193,7 @@ class Twin:
 
     def _announce(self, http_port: int, ranges_rad: Float) -> dict[str, Any]:
         folder = self._config.folder
+        task, variation = self._config.task, scene_of(self._config.robot_seed)
         cameras: dict[str, Any] = {}
         for camera in self._config.cameras:
             cameras[camera.name] = {
@@ -189,7 +204,7 @@ class Twin:
             }
             if camera.name == "overhead":
                 cameras[camera.name]["table_homography"] = table_homography(
-                    camera.width, camera.height
+                    camera.width, camera.height, variation
                 ).tolist()
         return {
             "pid": os.getpid(),
@@ -201,6 +216,14 @@ class Twin:
             "rest_joints_rad": list(REST_JOINTS_RAD),
             "joint_range_rad": ranges_rad.tolist(),
             "objects": {"cube": {"size_m": CUBE_SIZE_M, "hue_deg": list(CUBE_HUE_DEG)}},
+            "task": {
+                "name": task.name,
+                "skill": task.skill,
+                "words": list(task.words),
+                "objects": list(task.objects.names),
+                "trial_s": task.trial_s,
+            },
+            "sector_deg": [variation.sector.azimuth_min_deg, variation.sector.azimuth_max_deg],
         }
 
 

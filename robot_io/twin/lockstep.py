@@ -9,7 +9,6 @@ Equal placements, seeds and goals give equal observations, to the last bit on on
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -23,12 +22,13 @@ from robot_io.twin.bodies import ArmMotors, FollowerBody
 from robot_io.twin.errors import OutOfReach
 from robot_io.twin.expert import Expert
 from robot_io.twin.hand import Plan
+from robot_io.twin.layout import PARKED, CubePlacement, Layout
 from robot_io.twin.motor import STIFFNESS_NM_RAD_PER_P
 from robot_io.twin.overlook import Overlook
 from robot_io.twin.painter import Painter
 from robot_io.twin.ready_arm import ReadyArm
+from robot_io.twin.route import Route
 from robot_io.twin.scene import (
-    CUBE_START_M,
     REST_JOINTS_RAD,
     TIMESTEP_S,
     SceneCamera,
@@ -37,29 +37,14 @@ from robot_io.twin.scene import (
     joint_ranges_rad,
 )
 from robot_io.twin.shared import N_JOINTS, Float, SharedCommand
+from robot_io.twin.tasks.lift import LIFT, LIFTED_M
+from robot_io.twin.tasks.task import TwinTask
+from robot_io.twin.variation import PLAIN, SceneVariation
 
 CONTROL_HZ = 30.0
-LIFTED_M = 0.05  # of the cube's centre above the table, as the demo judges it
 SETTLE_S = 0.5  # the arm sags and the cube comes to rest before the first observation
 START_SPREAD = 1.0  # joint units
 REACH_M = 0.001  # farther off than this the jaws miss the cube
-
-
-@dataclass(frozen=True, slots=True)
-class CubePlacement:
-    """Where the cube stands: its centre on the table in the arm's base frame, and its turn.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
-
-    x_m: float
-    y_m: float
-    yaw_rad: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (self.x_m, self.y_m, self.yaw_rad))):
-            raise ValueError(f"a placement is three finite numbers, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +56,7 @@ class TwinObservation:
         state: float32 [6] in joint units, as encoders and calibration give it.
         environment: float32 [2], metres: where the tracker puts the cube, its last place while
             hidden; NaN where it was never seen.
-        cube_m: float64 [3], where the cube's centre really is.
+        cube_m: float64 [3], where the first cube's centre really is.
         images: uint8 [H, W, 3] RGB by camera.
     """
 
@@ -83,7 +68,7 @@ class TwinObservation:
 
 
 class LockstepTwin:
-    """A calibrated follower, its cube and its cameras, stepped by the caller.
+    """A calibrated follower, a task's objects and its cameras, stepped by the caller.
 
     Args:
         cameras: drawn at every observation; their ``fps`` is not used.
@@ -91,6 +76,8 @@ class LockstepTwin:
         limits: put a `SafetyFilter` before the arm, as the agent does. The calibrated range and
             the servos' own limits hold without it.
         start_spread: joint units by which a seed moves each joint's start from the rest pose.
+        task: what lies on the table, what the expert does, and what success is.
+        variation: how this robot's pictures differ.
 
     Raises:
         BadCameraSpec: no such camera, or one twice.
@@ -104,44 +91,51 @@ class LockstepTwin:
         control_hz: float = CONTROL_HZ,
         limits: Limits | None = None,
         start_spread: float = START_SPREAD,
+        task: TwinTask = LIFT,
+        variation: SceneVariation = PLAIN,
     ) -> None:
         if not 0 < control_hz <= 1 / TIMESTEP_S:
             raise ValueError(f"control_hz is {control_hz}, it must be within 0..{1 / TIMESTEP_S:g}")
         self.cameras = tuple(cameras)
         check_names(self.cameras)
         self.control_hz = control_hz
-        self._scene = build_scene(self.cameras)
+        self.task = task
+        self._scene = build_scene(self.cameras, task.objects, variation)
         self._arm = ReadyArm(joint_ranges_rad(self._scene.model))
         self._filter = None if limits is None else SafetyFilter(limits)
         self._start_spread = start_spread
         self._expert = Expert(self._scene)
-        self._overlook = Overlook(self._scene)
+        self._overlook = Overlook(self._scene, variation)
         self._painter = Painter(self.cameras, self._scene) if self.cameras else None
-        self.reset(CubePlacement(*CUBE_START_M))
+        self.reset(task.start)
 
     @property
     def calibration(self) -> Calibration:
         """The follower's."""
         return self._arm.calibration
 
-    def reset(self, placement: CubePlacement, seed: int = 0) -> TwinObservation:
-        """Put the arm near its rest pose and the cube to ``placement``; wait until both rest.
+    def reset(self, placement: CubePlacement | Layout, seed: int = 0) -> TwinObservation:
+        """Put the arm near its rest pose and all objects in place; wait until they rest.
+
+        A lone placement is that of a task with one object.
 
         Raises:
             OutOfReach: the jaws cannot be brought around a cube there.
+            ValueError: not a placement for each object.
         """
-        off_m = self._expert.off_m(placement.x_m, placement.y_m)
-        if not off_m <= REACH_M:
-            raise OutOfReach(
-                f"the gripper stays {off_m * 1000:.0f} mm off a cube at "
-                f"({placement.x_m:.3f}, {placement.y_m:.3f}) m: place it some 0.12 to 0.3 m from "
-                "the base"
+        layout = (placement,) if isinstance(placement, CubePlacement) else placement
+        names = self.task.objects.names
+        if len(layout) != len(names):
+            raise ValueError(
+                f"{self.task.name} places {', '.join(names)}: {len(layout)} placements were given"
             )
+        for each in layout:
+            self._check_reach(each)
         spread = np.random.default_rng(seed).uniform(-1.0, 1.0, N_JOINTS) * self._start_spread
         start = (self._arm.units(np.array(REST_JOINTS_RAD)) + spread).astype(np.float32)
         self._start_rad = self._arm.angles_rad(start)
         self._body = FollowerBody(ArmMotors(self._arm.centre_tick), self._scene)
-        self._body.place(placement.x_m, placement.y_m, placement.yaw_rad)
+        self._body.lay_out(layout)
         self._body.data.qpos[:N_JOINTS] = self._start_rad
         self._place: Vector = np.full(2, np.nan, np.float32)
         self._tick = self._steps = 0
@@ -149,7 +143,7 @@ class LockstepTwin:
             self._filter.reset()
         self._send(start)
         self._run_to(SETTLE_S)
-        self._body.highest_m = float(self._body.cube()[2])
+        self._body.highest_m[:] = self._body.state().cubes_m[:, 2]
         return self.observe()
 
     def step(self, goal: Vector) -> TwinObservation:
@@ -175,13 +169,13 @@ class LockstepTwin:
             self._place = np.array(seen, np.float32)
         images: dict[str, NDArray[np.uint8]] = {}
         if self._painter is not None:
-            self._painter.set_pose(body.data.qpos)
+            self._painter.set_pose(self._scene.pose(body.data))
             images = {camera.name: self._painter.draw(camera) for camera in self.cameras}
         return TwinObservation(
             self._tick,
             self._arm.units(body.angle_rad),
             self._place,
-            np.array(body.cube()[:3]),
+            body.table()[0, :3],
             images,
         )
 
@@ -197,13 +191,24 @@ class LockstepTwin:
 
     @property
     def highest_m(self) -> float:
-        """The highest that the cube's centre has been since the reset."""
-        return self._body.highest_m
+        """The highest that the first cube's centre has been since the reset."""
+        return float(self._body.highest_m[0])
 
     @property
     def lifted(self) -> bool:
-        """Whether the cube was lifted since the reset."""
-        return self._body.highest_m > LIFTED_M
+        """Whether the first cube was lifted since the reset."""
+        return self.highest_m > LIFTED_M
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the task is done as things stand."""
+        return self.task.succeeded(self._body.state())
+
+    @property
+    def layout(self) -> Layout:
+        """Where all objects are now."""
+        rows = self._body.table()[: len(self.task.objects.names), [0, 1, 3]].tolist()
+        return tuple(CubePlacement(*row) for row in rows)
 
     @property
     def joints_rad(self) -> Float:
@@ -220,10 +225,11 @@ class LockstepTwin:
         return self._arm.units(angle_rad)
 
     def demonstration(self, speed: float = 1.0) -> Plan:
-        """The expert's motion of the leader from the start of this trial to the cube, and up."""
-        x_m, y_m, *_ = self._body.cube()
+        """The expert's motion of the leader from the start of this trial, through the task."""
         stiffness = self._body.motors.command[:, SharedCommand.P_GAIN] * STIFFNESS_NM_RAD_PER_P
-        return self._expert.pick_lift(self._start_rad, x_m, y_m, stiffness, speed)
+        route = Route(self._expert, self._start_rad, stiffness, speed)
+        self.task.demonstrate(route, self.layout)
+        return route.plan()
 
     def close(self) -> None:
         """Give the graphics context back."""
@@ -235,6 +241,17 @@ class LockstepTwin:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_reach(self, placement: CubePlacement) -> None:
+        if placement == PARKED:
+            return
+        off_m = self._expert.off_m(placement.x_m, placement.y_m)
+        if not off_m <= REACH_M:
+            raise OutOfReach(
+                f"the gripper stays {off_m * 1000:.0f} mm off a cube at "
+                f"({placement.x_m:.3f}, {placement.y_m:.3f}) m: place it some 0.12 to 0.3 m from "
+                "the base"
+            )
 
     def _send(self, goal: Vector) -> None:
         self._body.obey(self._arm.command(goal))

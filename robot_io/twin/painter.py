@@ -25,6 +25,7 @@ class Painter:
     """
 
     def __init__(self, cameras: Sequence[SceneCamera], scene: Scene) -> None:
+        self._table = scene
         self._model: Any = scene.model
         self._data: Any = scene.new_data()
         width = max(camera.width for camera in cameras)
@@ -54,8 +55,8 @@ class Painter:
         return view
 
     def set_pose(self, pose: NDArray[np.float64]) -> None:
-        """Take over MuJoCo's ``qpos``, shape [13]."""
-        self._data.qpos[:] = pose
+        """Take over what `Scene.pose` gave, shape [N_POSE]."""
+        self._table.set_pose(self._data, pose)
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
 

@@ -1,6 +1,6 @@
-"""The physics process: the follower and the cube in MuJoCo, the leader by kinematics alone.
+"""The physics process: the follower and the objects in MuJoCo, the leader by kinematics alone.
 
-    python -m robot_io.twin.physics PARENT SHARED_FD LINK_FD DIR SEED
+    python -m robot_io.twin.physics PARENT SHARED_FD LINK_FD DIR SEED TASK
 
 Steps of 5 ms are paced by absolute deadlines on the monotonic clock. A step that comes late is
 counted; what cannot be caught up within `CATCH_UP_S` is given up and counted too, so that after a
@@ -20,9 +20,12 @@ import numpy as np
 from robot_io.twin.bodies import ArmMotors, FollowerBody, LeaderBody
 from robot_io.twin.children import act_as_hardware, become_child, receive, reply
 from robot_io.twin.hand import Plan
+from robot_io.twin.layout import CubePlacement
 from robot_io.twin.memory import load_assembly
 from robot_io.twin.scene import TIMESTEP_S, build_scene
 from robot_io.twin.shared import ARMS, N_JOINTS, Float, SharedState, World
+from robot_io.twin.tasks import task_named
+from robot_io.twin.tasks.task import TwinTask
 
 CATCH_UP_S = 0.1
 _PRIORITY = 25  # above the agents' control loops, which wait for the servos
@@ -32,13 +35,18 @@ class PhysicsProcess:
     """Both arms, the clock, and the link to the main process."""
 
     def __init__(
-        self, shared: SharedState, link: socket.socket, centre_tick: dict[str, tuple[int, ...]]
+        self,
+        shared: SharedState,
+        link: socket.socket,
+        centre_tick: dict[str, tuple[int, ...]],
+        task: TwinTask,
     ) -> None:
+        self._task = task
         self._shared = shared
         self._link = link
         motors = {arm: ArmMotors(centre_tick[arm]) for arm in ARMS}
         self._hands = {arm: motors[arm].hand for arm in ARMS}
-        self._follower = FollowerBody(motors["follower"], build_scene())
+        self._follower = FollowerBody(motors["follower"], build_scene(objects=task.objects))
         self.ranges_rad = self._follower.ranges_rad
         self._leader = LeaderBody(motors["leader"], self.ranges_rad)
         self._bodies: dict[str, FollowerBody | LeaderBody] = {
@@ -79,13 +87,16 @@ class PhysicsProcess:
             body.step()
             shared.servos[arm].publish(body.servos())
         world[World.SIM_TIME_S] += TIMESTEP_S
-        world[World.CUBE_X_M : World.CUBE_YAW_RAD + 1] = follower.cube()
-        world[World.CUBE_HIGHEST_M] = follower.highest_m
+        table = follower.table()
+        world[World.CUBE_X_M : World.CUBE_YAW_RAD + 1] = table[0]
+        world[World.CUBE_HIGHEST_M] = follower.highest_m[0]
+        world[World.SUCCEEDED] = self._task.succeeded(follower.state())
         world[World.HAND_FOLLOWER] = self._hands["follower"].finished
         world[World.HAND_LEADER] = self._hands["leader"].finished
         world[World.PLACED] = self._placed
         shared.world.publish(world)
-        shared.pose.publish(follower.data.qpos)
+        shared.table.publish(table)
+        shared.pose.publish(follower.scene.pose(follower.data))
 
     def _obey(self) -> bool:
         try:
@@ -97,7 +108,8 @@ class PhysicsProcess:
         request, payload = message
         match request["op"]:
             case "place":
-                self._follower.place(request["x_m"], request["y_m"], request["yaw_rad"])
+                placement = CubePlacement(request["x_m"], request["y_m"], request["yaw_rad"])
+                self._follower.place(request["object"], placement)
                 self._placed += 1
                 reply(self._link, number=self._placed)
                 return True
@@ -115,12 +127,12 @@ class PhysicsProcess:
 
 def main(argv: list[str]) -> int:
     """Process entry, started by `robot_io.twin.launcher`."""
-    parent, shared_fd, link_fd, folder, seed = argv
+    parent, shared_fd, link_fd, folder, seed, task = argv
     running = become_child(int(parent))
     shared = SharedState(int(shared_fd))
     link = socket.socket(fileno=int(link_fd))
     assembly = load_assembly(Path(folder), int(seed))
-    process = PhysicsProcess(shared, link, dict(assembly.centre_tick))
+    process = PhysicsProcess(shared, link, dict(assembly.centre_tick), task_named(task))
     reply(link, ready=True, ranges_rad=process.ranges_rad.tolist())
     act_as_hardware(_PRIORITY)
     process.run(running, time.monotonic)

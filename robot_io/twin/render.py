@@ -1,6 +1,8 @@
 """The renderer process: cameras drawn from the physics' pose, as MJPEG over HTTP on loopback.
 
-    python -m robot_io.twin.render PARENT SHARED_FD LINK_FD NAME:WxH@FPS...
+    python -m robot_io.twin.render PARENT SHARED_FD LINK_FD TASK ROBOT_SEED NAME:WxH@FPS...
+
+ROBOT_SEED is - for the plain scene.
 
 A camera is drawn only while somebody watches it.
 """
@@ -19,9 +21,11 @@ from numpy.typing import NDArray
 
 from robot_io.twin.children import become_child, receive, reply
 from robot_io.twin.painter import Painter
-from robot_io.twin.scene import SceneCamera, build_scene, parse_camera
+from robot_io.twin.scene import Scene, SceneCamera, build_scene, parse_camera
 from robot_io.twin.shared import SharedState
 from robot_io.twin.stream import Pictures, serve
+from robot_io.twin.tasks import task_named
+from robot_io.twin.variation import scene_of
 
 _JPEG_QUALITY = 92
 _IDLE_S = 0.05
@@ -35,13 +39,14 @@ def encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
 
 def paint(
     cameras: Sequence[SceneCamera],
+    scene: Scene,
     pictures: dict[str, Pictures],
     shared: SharedState,
     running: Callable[[], bool],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Draw each watched camera at its own rate, by absolute deadlines, until told to stop."""
-    painter = Painter(cameras, build_scene(tuple(cameras)))
+    painter = Painter(cameras, scene)
     due_s = {camera.name: clock() for camera in cameras}
     while running():
         watched = [camera for camera in cameras if pictures[camera.name].wanted]
@@ -80,18 +85,20 @@ def _listen(link: socket.socket, pictures: dict[str, Pictures], ended: threading
 
 def main(argv: list[str]) -> int:
     """Process entry, started by `robot_io.twin.launcher`."""
-    parent, shared_fd, link_fd, *specs = argv
+    parent, shared_fd, link_fd, task, robot_seed, *specs = argv
     running = become_child(int(parent))
     cv2.setNumThreads(1)
     shared = SharedState(int(shared_fd))
     link = socket.socket(fileno=int(link_fd))
     cameras = [parse_camera(spec) for spec in specs]
+    variation = scene_of(None if robot_seed == "-" else int(robot_seed))
+    scene = build_scene(tuple(cameras), task_named(task).objects, variation)
     pictures = {camera.name: Pictures() for camera in cameras}
     server = serve(pictures)
     ended = threading.Event()
     reply(link, ready=True, port=server.server_address[1])
     threading.Thread(target=_listen, args=(link, pictures, ended), daemon=True).start()
-    paint(cameras, pictures, shared, lambda: running() and not ended.is_set())
+    paint(cameras, scene, pictures, shared, lambda: running() and not ended.is_set())
     for each in pictures.values():
         each.close()
     server.shutdown()

@@ -10,7 +10,8 @@ file system that could be left behind.
 | ``commands(arm)`` | bus | [6, len(SharedCommand)] what a servo's firmware asks of its motor |
 | ``servos(arm)`` | physics | [6, len(Servo)] what each motor and encoder measures |
 | ``world`` | physics | [len(World)] clock, cube, counters |
-| ``pose`` | physics | [13] MuJoCo ``qpos``, for the renderer |
+| ``table`` | physics | [MAX_OBJECTS, 4] x, y, z in metres and yaw of each object of the task |
+| ``pose`` | physics | [N_POSE] what a picture depends on, for the renderer |
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from robot_io.calibration import JOINTS
 from robot_io.twin.errors import TornRead
+from robot_io.twin.objects import MAX_CUBES, MAX_MARKS
 
 ARMS = ("follower", "leader")
 N_JOINTS = len(JOINTS)
@@ -83,9 +85,11 @@ class World(IntEnum):
     HAND_FOLLOWER = 9  # number of the plan whose motion is finished, per arm
     HAND_LEADER = 10
     PLACED = 11  # number of the last placement carried out
+    SUCCEEDED = 12  # whether the task is done as things stand
 
 
-N_POSE = N_JOINTS + 7
+MAX_OBJECTS = MAX_CUBES + MAX_MARKS
+N_POSE = N_JOINTS + 7 * MAX_CUBES + 3 * MAX_MARKS
 _TRIES = 2000
 
 
@@ -134,6 +138,7 @@ class SharedState:
             *((N_JOINTS, len(SharedCommand)) for _ in ARMS),
             *((N_JOINTS, len(Servo)) for _ in ARMS),
             (len(World),),
+            (MAX_OBJECTS, 4),
             (N_POSE,),
         ]
         size = sum(8 + 8 * int(np.prod(shape)) for shape in shapes)
@@ -149,7 +154,8 @@ class SharedState:
         self.commands = dict(zip(ARMS, blocks[:2], strict=True))
         self.servos = dict(zip(ARMS, blocks[2:4], strict=True))
         self.world = blocks[4]
-        self.pose = blocks[5]
+        self.table = blocks[5]
+        self.pose = blocks[6]
 
     @classmethod
     def create(cls) -> SharedState:

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from robot_io.calibration import Vector
 from robot_io.twin.hand import Plan
-from robot_io.twin.lockstep import CubePlacement, LockstepTwin, TwinObservation
-
-TRIAL_S = 6.0
+from robot_io.twin.layout import CubePlacement, Layout
+from robot_io.twin.lockstep import LockstepTwin, TwinObservation
 
 type Source = Callable[[TwinObservation, int], Vector]
 """Goal [6] in joint units at a tick, from the observation of that tick; ticks count from 0."""
@@ -24,14 +23,18 @@ type Source = Callable[[TwinObservation, int], Vector]
 
 @dataclass(frozen=True, slots=True)
 class TwinTrial:
-    """How one attempt ended. ``cube_m`` [3] is where the cube's centre came to be."""
+    """How one attempt ended. ``cube_m`` [3] is where the first cube's centre came to be.
 
-    placement: CubePlacement
+    ``lifted`` tells whether that cube was up, ``succeeded`` whether the task was done.
+    """
+
+    placement: CubePlacement | Layout
     seed: int
     lifted: bool
     highest_m: float
     ticks: int
     cube_m: tuple[float, float, float]
+    succeeded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,14 @@ class Demonstration:
         images: uint8 [T, H, W, 3] RGB by camera.
     """
 
-    placement: CubePlacement
+    placement: CubePlacement | Layout
     seed: int
     lifted: bool
     state: NDArray[np.float32]
     action: NDArray[np.float32]
     environment: NDArray[np.float32]
     images: dict[str, NDArray[np.uint8]]
+    succeeded: bool
 
 
 def teleoperation(twin: LockstepTwin, plan: Plan) -> Source:
@@ -66,11 +70,11 @@ def teleoperation(twin: LockstepTwin, plan: Plan) -> Source:
 def run_trial(
     twin: LockstepTwin,
     new_source: Callable[[], Source],
-    placement: CubePlacement,
+    placement: CubePlacement | Layout,
     seed: int = 0,
-    duration_s: float = TRIAL_S,
+    duration_s: float | None = None,
 ) -> TwinTrial:
-    """One attempt, ended by success or by ``duration_s``.
+    """One attempt, ended by success or by ``duration_s``, which is the task's unless given.
 
     ``new_source`` is called once the trial is set up, so that it may look at the twin.
 
@@ -79,22 +83,29 @@ def run_trial(
     """
     observation = twin.reset(placement, seed)
     source = new_source()
+    duration_s = twin.task.trial_s if duration_s is None else duration_s
     for tick in range(round(duration_s * twin.control_hz)):
         observation = twin.step(source(observation, tick))
-        if twin.lifted:
+        if twin.succeeded:
             break
     x_m, y_m, z_m = (float(value) for value in observation.cube_m)
     return TwinTrial(
-        placement, seed, twin.lifted, twin.highest_m, observation.tick, (x_m, y_m, z_m)
+        placement,
+        seed,
+        twin.lifted,
+        twin.highest_m,
+        observation.tick,
+        (x_m, y_m, z_m),
+        twin.succeeded,
     )
 
 
 def run_trials(
     twin: LockstepTwin,
     new_source: Callable[[], Source],
-    placements: Iterable[CubePlacement],
+    placements: Iterable[CubePlacement | Layout],
     seed: int = 0,
-    duration_s: float = TRIAL_S,
+    duration_s: float | None = None,
 ) -> list[TwinTrial]:
     """One trial a placement; trial k has seed ``seed + k``."""
     return [
@@ -104,9 +115,9 @@ def run_trials(
 
 
 def demonstrate(
-    twin: LockstepTwin, placement: CubePlacement, seed: int = 0, speed: float = 1.0
+    twin: LockstepTwin, placement: CubePlacement | Layout, seed: int = 0, speed: float = 1.0
 ) -> Demonstration:
-    """Let the expert pick and lift; a demonstration that drops the cube says so.
+    """Let the expert do the task; a demonstration that drops the cube says so.
 
     Raises:
         OutOfReach: no cube can be grasped there.
@@ -131,6 +142,7 @@ def demonstrate(
             camera.name: np.stack([each.images[camera.name] for each in observations])
             for camera in twin.cameras
         },
+        twin.succeeded,
     )
 
 

@@ -15,9 +15,12 @@ from deploy.local_fleet.plan import make_plan
 from robot_io.limits import Limits
 from robot_io.tracker import BlobTracker, TrackerConfig
 from robot_io.twin.errors import BadCameraSpec, OutOfReach
-from robot_io.twin.lockstep import LIFTED_M, CubePlacement, LockstepTwin, TwinObservation
-from robot_io.twin.scene import CUBE_HUE_DEG, CUBE_SIZE_M, SceneCamera, table_homography
+from robot_io.twin.layout import CubePlacement
+from robot_io.twin.lockstep import LockstepTwin, TwinObservation
+from robot_io.twin.objects import CUBE_SIZE_M
+from robot_io.twin.scene import CUBE_HUE_DEG, SceneCamera, table_homography
 from robot_io.twin.shared import Servo
+from robot_io.twin.tasks.lift import LIFTED_M
 from robot_io.twin.trials import (
     Source,
     demonstrate,

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robot_io.twin.lockstep import LIFTED_M, CubePlacement, LockstepTwin
+from robot_io.twin.layout import CubePlacement, Layout
+from robot_io.twin.lockstep import LockstepTwin
+from robot_io.twin.tasks import TASKS
+from robot_io.twin.tasks.lift import LIFTED_M
 from robot_io.twin.trials import demonstrate
 
 pytestmark = pytest.mark.system
@@ -24,6 +27,10 @@ AFTER_PLANNING_S = 0.4  # and before the gripper is there
 # the same path; both come to rest at its end. A cube's place in the jaws adds to that.
 END_RAD = math.radians(0.1)  # an encoder's tick is 0.088°; at most 0.05° was seen
 END_M = 0.002  # at most 0.7 mm was seen
+# Tasks whose hand lets go of the cube again, or has a tool: a few layouts of each.
+OTHER_TASKS = ("place", "push")
+OTHER_EPISODES = 4
+PUT_DOWN_M = 0.004  # letting go moves a cube by some more
 
 
 @dataclass(frozen=True)
@@ -118,3 +125,63 @@ def replay(twin: LockstepTwin, episode: Lived) -> np.ndarray:
     for ticks in episode.goals:
         observation = twin.step(twin.calibration.to_units(ticks))
     return observation.cube_m
+
+
+@dataclass(frozen=True)
+class Done:
+    """One demonstration of another task on the real-time twin."""
+
+    layout: Layout
+    goals: np.ndarray
+    cube_m: np.ndarray
+    succeeded: bool
+
+
+@pytest.fixture(scope="module", params=OTHER_TASKS)
+def other(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    twin_run: Any,
+    teleoperation: Any,
+    home: Any,
+) -> tuple[str, list[Done]]:
+    folder: Path = tmp_path_factory.mktemp("t")
+    twin = twin_run(folder / "twin", "--seed", "6", "--task", request.param)
+    episodes = []
+    try:
+        for arm in ("follower", "leader"):
+            with twin.host(arm) as host:
+                home(twin, host, arm)
+        with teleoperation(twin) as loop:
+            for seed in range(OTHER_EPISODES):
+                twin.do("rest")
+                drawn = twin.do("draw", seed=seed)["objects"]
+                first = len(loop.goals)
+                outcome = twin.do("demonstrate", skill=TASKS[request.param].skill)
+                goals = np.array(loop.goals[first:])
+                truth = twin.do("truth")
+                assert truth["succeeded"] == outcome["succeeded"]
+                cube = truth["cube"]
+                layout = tuple(
+                    CubePlacement(at["x_m"], at["y_m"], at["yaw_rad"]) for at in drawn.values()
+                )
+                where = np.array([cube["x_m"], cube["y_m"], cube["z_m"]])
+                episodes.append(Done(layout, goals, where, outcome["succeeded"]))
+            twin.do("rest")
+    finally:
+        twin.end()
+    return request.param, episodes
+
+
+def test_another_task_ends_alike_in_both(other: tuple[str, list[Done]]) -> None:
+    name, episodes = other
+    twin = LockstepTwin(start_spread=0.0, task=TASKS[name])
+    off_m = []
+    for episode in episodes:
+        observation = twin.reset(episode.layout)
+        for ticks in episode.goals:
+            observation = twin.step(twin.calibration.to_units(ticks))
+        off_m.append(float(np.linalg.norm(observation.cube_m - episode.cube_m)))
+        assert twin.succeeded == episode.succeeded
+    assert sum(episode.succeeded for episode in episodes) >= len(episodes) - 1
+    assert np.median(off_m) < PUT_DOWN_M

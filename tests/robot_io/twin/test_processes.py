@@ -179,6 +179,8 @@ def test_abort_ends_a_motion_and_its_caller_hears_so(twin: Any) -> None:
         ({"op": "hand", "arm": "third", "joints_rad": None}, "follower, leader"),
         ({"op": "hand", "arm": "leader", "joints_rad": [1, 2]}, "6 angles"),
         ({"op": "demonstrate", "skill": "juggle"}, "pick_lift"),
+        ({"op": "draw"}, "seed"),
+        ({"op": "draw", "seed": 1, "sector_deg": [10, -10]}, "sector_deg"),
         ({"op": "fault", "arm": "leader", "kind": "zap"}, "known: mute"),
         ({"op": "fault", "camera": "ceiling", "kind": "gone"}, "overhead"),
     ],
@@ -335,6 +337,7 @@ def test_a_second_twin_in_the_same_folder_is_refused_and_harms_nothing(
         (("--camera", "overhead:12"), "NAME:WxH@FPS"),
         (("--camera", "attic:64x64@5"), "attic"),
         (("--usb-latency-ms", "-1"), "usb-latency"),
+        (("--task", "juggle"), "lift, place, stack, sort, push"),
     ],
 )
 def test_a_senseless_argument_is_one_clear_line(

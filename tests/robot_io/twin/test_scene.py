@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from robot_io.twin.errors import BadCameraSpec
+from robot_io.twin.objects import CUBE_SIZE_M
 from robot_io.twin.scene import (
     CUBE_HUE_DEG,
-    CUBE_SIZE_M,
     REST_JOINTS_RAD,
     SceneCamera,
     build_scene,
