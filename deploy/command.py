@@ -38,6 +38,7 @@ ROOMS = (
     Room("agent.cli"),
     Room("deploy.configuration", "config", "Show and check agent.toml and coordinator.toml."),
     Room("coordinator.cli", "coordinator", "Init, enrol, superlink, run, status."),
+    Room("deploy.closed_loop.cli", "trials", "Try a policy in the twin, faster than real time."),
     Room("robot_io.twin.cli", "twin", "A wire-level twin of an SO-101 leader and follower."),
     Room("deploy.local_fleet.cli", "demo", "A whole fleet on this machine."),
 )

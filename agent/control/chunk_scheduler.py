@@ -24,7 +24,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -63,6 +63,16 @@ class ScheduleRules:
             raise ValueError("retry_ticks must be 1 or more and max_hold_s above 0")
         if not 0 < self.latency_percentile <= 100:
             raise ValueError("latency_percentile must lie in (0, 100]")
+
+    def for_chunk(self, chunk_size: int) -> ScheduleRules:
+        """Return the rules for a policy's chunk: asked for by half of it, and blended by then."""
+        interval = max(1, min(self.replan_ticks, chunk_size // 2))
+        return replace(
+            self,
+            replan_ticks=interval,
+            min_replan_ticks=min(self.min_replan_ticks, interval),
+            blend_ticks=min(self.blend_ticks, chunk_size // 2),
+        )
 
 
 class Offer(Enum):

@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,19 +188,12 @@ class PolicySource:
         }
 
     def _make_ready(self, loaded: LoadedPolicy, greeting: int) -> _Ready:
-        chunk = loaded.chunk_size
-        interval = max(1, min(self._rules.replan_ticks, chunk // 2))
-        rules = replace(
-            self._rules,
-            replan_ticks=interval,
-            min_replan_ticks=min(self._rules.min_replan_ticks, interval),
-            blend_ticks=min(self._rules.blend_ticks, chunk // 2),
-        )
+        rules = self._rules.for_chunk(loaded.chunk_size)
         # One tick more than the policy takes: a reply is picked up at the tick after it came.
         expected = math.ceil(loaded.latency_ms / 1000.0 * rules.fps) + 1
         scheduler = ChunkScheduler(
             rules,
-            chunk_size=chunk,
+            chunk_size=loaded.chunk_size,
             action_size=len(loaded.spec.action_names),
             latencies_ticks=[expected],
             ids=self._ids,

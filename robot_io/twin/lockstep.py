@@ -185,6 +185,11 @@ class LockstepTwin:
         return self._sent
 
     @property
+    def tick(self) -> int:
+        """Goals carried out since the reset."""
+        return self._tick
+
+    @property
     def time_s(self) -> float:
         """Simulated seconds since the placement, settling included."""
         return self._steps * TIMESTEP_S
@@ -209,6 +214,14 @@ class LockstepTwin:
         """Where all objects are now."""
         rows = self._body.table()[: len(self.task.objects.names), [0, 1, 3]].tolist()
         return tuple(CubePlacement(*row) for row in rows)
+
+    @property
+    def degrees_a_unit(self) -> Float:
+        """Degrees that each joint turns for one of its units [6]: 1, but for the gripper."""
+        lower, upper = self.calibration.lower, self.calibration.upper
+        turn_rad = self._arm.angles_rad(upper) - self._arm.angles_rad(lower)
+        degrees: Float = np.degrees(turn_rad) / (upper - lower)
+        return degrees
 
     @property
     def joints_rad(self) -> Float:

@@ -14,7 +14,7 @@ import typer
 from deploy.command import ROOMS, Room, Rooms, main
 
 TOP = ["agent", "record", "rollout", "status", "setup", "doctor", "park", "estop", "reset"]
-NAMES = [*TOP, "config", "coordinator", "twin", "demo"]
+NAMES = [*TOP, "config", "coordinator", "trials", "twin", "demo"]
 HEAVY = ("torch", "lerobot", "flwr", "onnxruntime", "mujoco", "cv2", "uvicorn")
 
 
