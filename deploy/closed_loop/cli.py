@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 
 from deploy.closed_loop.errors import CannotTry, ClosedLoopError
 from deploy.closed_loop.matrix import MatrixCell
-from deploy.closed_loop.matrix_file import read_matrix_file
+from deploy.closed_loop.matrix_file import MAX_SEED, read_matrix_file
 from host.command_line import command_group, run_command_line
 from host.files import write_durable
 from policy.errors import BadModelFile, BadPolicyFolder, PolicyError
@@ -48,9 +48,9 @@ def trials(
     count: Annotated[
         int, typer.Option("--trials", min=1, max=MAX_TRIALS, help="in all, dealt to the sectors")
     ] = 20,
-    seed: Annotated[int, typer.Option(min=0, max=2**53, help="of the placements")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="of the placements")] = 1,
     robot_seed: Annotated[
-        int | None, typer.Option(min=0, max=2**53, help="of the robot's scene (default: plain)")
+        int | None, typer.Option(min=0, max=MAX_SEED, help="of the robot's scene (default: plain)")
     ] = None,
     latency_ms: Annotated[
         float, typer.Option(min=0, max=5000, help="from an observation to its actions")

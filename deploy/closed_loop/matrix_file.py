@@ -14,6 +14,8 @@ from protocol.fields import Count, WireModel
 from protocol.trials import MAX_TRIALS, TrialLabel
 
 MAX_FILE_BYTES = 1024 * 1024
+MAX_SEED = 2**52  # trials count on from it
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class MatrixPolicy(WireModel):
@@ -31,7 +33,7 @@ class MatrixRobot(WireModel):
     """
 
     name: TrialLabel
-    seed: Count | None = None
+    seed: Seed | None = None
     sectors: Annotated[tuple[TrialLabel, ...], Field(max_length=64)] = ()
     seen: bool = True
 
@@ -48,7 +50,7 @@ class MatrixPlan(WireModel):
 
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 10
     demonstrations: Annotated[int, Field(ge=0, le=100)] = 3
-    seed: Count = 1
+    seed: Seed = 1
     latency_ms: Annotated[float, Field(ge=0.0, le=5000.0)] = 60.0
     sector_count: Annotated[int, Field(ge=1, le=64)] = 3
     policy: Annotated[tuple[MatrixPolicy, ...], Field(min_length=1, max_length=100)]

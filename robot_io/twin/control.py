@@ -228,18 +228,16 @@ class Control:
                 )
 
     def _truth(self) -> dict[str, Any]:
-        world = self._shared.world.read()
+        world, objects = self._shared.world.read(), self._objects()
+        cube = objects[self._task.objects.names[0]]
         return {
             "t_s": float(world[World.SIM_TIME_S]),
             "cube": {
-                "x_m": float(world[World.CUBE_X_M]),
-                "y_m": float(world[World.CUBE_Y_M]),
-                "z_m": float(world[World.CUBE_Z_M]),
-                "yaw_rad": float(world[World.CUBE_YAW_RAD]),
-                "height_m": float(world[World.CUBE_Z_M]) - CUBE_SIZE_M / 2,
+                **cube,
+                "height_m": cube["z_m"] - CUBE_SIZE_M / 2,
                 "highest_m": float(world[World.CUBE_HIGHEST_M]) - CUBE_SIZE_M / 2,
             },
-            "objects": self._objects(),
+            "objects": objects,
             "succeeded": bool(world[World.SUCCEEDED]),
             "joints_rad": {arm: self._hands.angles(arm).tolist() for arm in ARMS},
             "torque": {arm: self._hands.torque(arm) for arm in ARMS},
@@ -299,11 +297,10 @@ class Control:
             )
         speed = 1.0 if request.get("speed") is None else _number(request, "speed", 0.1, 3.0)
         seconds = self._hands.demonstrate(speed)
-        world = self._shared.world.read()
-        height_m = float(world[World.CUBE_Z_M]) - CUBE_SIZE_M / 2
+        height_m = self._objects()[self._task.objects.names[0]]["z_m"] - CUBE_SIZE_M / 2
         return {
             "seconds": seconds,
-            "succeeded": bool(world[World.SUCCEEDED]),
+            "succeeded": bool(self._shared.world.read()[World.SUCCEEDED]),
             "lifted": height_m > LIFTED_M,
             "height_m": height_m,
         }

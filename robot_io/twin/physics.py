@@ -87,16 +87,15 @@ class PhysicsProcess:
             body.step()
             shared.servos[arm].publish(body.servos())
         world[World.SIM_TIME_S] += TIMESTEP_S
-        table = follower.table()
-        world[World.CUBE_X_M : World.CUBE_YAW_RAD + 1] = table[0]
         world[World.CUBE_HIGHEST_M] = follower.highest_m[0]
         world[World.SUCCEEDED] = self._task.succeeded(follower.state())
         world[World.HAND_FOLLOWER] = self._hands["follower"].finished
         world[World.HAND_LEADER] = self._hands["leader"].finished
         world[World.PLACED] = self._placed
-        shared.world.publish(world)
-        shared.table.publish(table)
+        # Whoever waits for a placement in the world block then finds it in the others.
+        shared.table.publish(follower.table())
         shared.pose.publish(follower.scene.pose(follower.data))
+        shared.world.publish(world)
 
     def _obey(self) -> bool:
         try:

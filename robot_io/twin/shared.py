@@ -9,7 +9,7 @@ file system that could be left behind.
 |---|---|---|
 | ``commands(arm)`` | bus | [6, len(SharedCommand)] what a servo's firmware asks of its motor |
 | ``servos(arm)`` | physics | [6, len(Servo)] what each motor and encoder measures |
-| ``world`` | physics | [len(World)] clock, cube, counters |
+| ``world`` | physics | [len(World)] clock, success, counters |
 | ``table`` | physics | [MAX_OBJECTS, 4] x, y, z in metres and yaw of each object of the task |
 | ``pose`` | physics | [N_POSE] what a picture depends on, for the renderer |
 """
@@ -74,18 +74,14 @@ class World(IntEnum):
     """Entries of the world block."""
 
     SIM_TIME_S = 0
-    CUBE_X_M = 1
-    CUBE_Y_M = 2
-    CUBE_Z_M = 3
-    CUBE_YAW_RAD = 4
-    CUBE_HIGHEST_M = 5  # highest z of the cube's centre since it was last placed
-    LATE_STEPS = 6
-    LOST_S = 7  # time that physics gave up catching up with
-    WORST_LAG_S = 8
-    HAND_FOLLOWER = 9  # number of the plan whose motion is finished, per arm
-    HAND_LEADER = 10
-    PLACED = 11  # number of the last placement carried out
-    SUCCEEDED = 12  # whether the task is done as things stand
+    CUBE_HIGHEST_M = 1  # highest z of the first cube's centre since it was last placed
+    LATE_STEPS = 2
+    LOST_S = 3  # time that physics gave up catching up with
+    WORST_LAG_S = 4
+    HAND_FOLLOWER = 5  # number of the plan whose motion is finished, per arm
+    HAND_LEADER = 6
+    PLACED = 7  # number of the last placement carried out
+    SUCCEEDED = 8  # whether the task is done as things stand
 
 
 MAX_OBJECTS = MAX_CUBES + MAX_MARKS

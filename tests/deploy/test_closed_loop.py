@@ -154,6 +154,7 @@ def test_sectors_are_named() -> None:
         (["{policy}", "--sector", "north"], "right, centre, left, whole, own"),
         (["{policy}", "--sector-count", "0"], "1 to 64"),
         (["{policy}", "--trials", "0"], "--trials"),
+        (["{policy}", "--seed", str(2**53)], "--seed"),
         (["{policy}", "--latency-ms", "-1"], "--latency-ms"),
         (["/nowhere"], "/nowhere"),
         (["{broken}"], "broken"),
