@@ -7,6 +7,9 @@ defaults. An episode's error is that of the last release times the candidate's t
 scatter: `sigma` is the standard deviation of the paired log ratio between the episodes of a robot.
 What both policies share of an episode's difficulty cancels in the pair, however large it is.
 
+Closed-loop trials are judged apart: both policies are tried at the same places, of which `apart` is
+the share where only one of them succeeds although they are equally good.
+
 Measured on the demo's three datasets (FedAvg, 12 rounds of 100 steps): sigma is 0.03 to 0.10 for
 candidates one to three rounds apart, whose log errors correlate by 0.9 to 0.99, and 0.13 to 0.16
 for six rounds apart (by 0.7 to 0.8).
@@ -30,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from coordinator.campaign.release_gate import judge
 from coordinator.campaign.state import Candidate
+from coordinator.campaign.trials_gate import non_inferior
 from coordinator.config import ReleaseGateConfig
 from protocol.messages import (
     MAX_ACTION_ERROR,
@@ -41,6 +45,8 @@ from protocol.messages import (
 RULES = ReleaseGateConfig()
 SIGMAS = (0.05, 0.10, 0.12, 0.15, 0.20, 0.25, 0.30)
 EPISODES = 5
+TRIAL_PLACES = (50, 100, 200, 400)
+TRIAL_APART = (0.05, 0.1, 0.2)
 DIFFICULTY = 0.5  # standard deviation of the log error between episodes, shared by both policies
 type Array = NDArray[np.float64]
 type Claim = Callable[[Array], Array]
@@ -115,6 +121,44 @@ def best_possible_sigma(robots: int, ratio: float) -> float:
     return round(apart * math.sqrt(robots * EPISODES) / (2 * NormalDist().inv_cdf(0.95)), 3)
 
 
+def trials_released(
+    random: np.random.Generator, places: int, apart: float, difference: float
+) -> bool:
+    """Whether a candidate whose success rate differs by `difference` passes its trials."""
+    gained_share = apart / 2 + max(difference, 0.0)
+    lost_share = apart / 2 + max(-difference, 0.0)
+    shares = [gained_share, lost_share, 1.0 - gained_share - lost_share]
+    gained, lost, _ = random.multinomial(places, shares)
+    return non_inferior(int(gained), int(lost), places, RULES.trials_margin) >= RULES.confidence
+
+
+def trials_rate(
+    trials: int, seed: int, wanted: bool, places: int, apart: float, difference: float
+) -> float:
+    """Share of trials in which the closed-loop rule did what was not wanted of it."""
+    random = np.random.default_rng(seed)
+    wrong = sum(
+        trials_released(random, places, apart, difference) is not wanted for _ in range(trials)
+    )
+    return round(wrong / trials, 4)
+
+
+def closed_loop_cells(trials: int, seed: int) -> list[dict[str, float]]:
+    """False refusals and passes by the number of places and how often the two differ by chance."""
+    return [
+        {
+            "places": places,
+            "apart": apart,
+            "false_refusal_equal": trials_rate(trials, seed, True, places, apart, 0.0),
+            "false_refusal_10_points_better": trials_rate(trials, seed, True, places, apart, 0.1),
+            "false_pass_10_points_worse": trials_rate(trials, seed, False, places, apart, -0.1),
+            "false_pass_20_points_worse": trials_rate(trials, seed, False, places, apart, -0.2),
+        }
+        for places in TRIAL_PLACES
+        for apart in TRIAL_APART
+    ]
+
+
 def measure(trials: int, seed: int) -> dict[str, object]:
     """All cells."""
     started = time.monotonic()
@@ -146,6 +190,7 @@ def measure(trials: int, seed: int) -> dict[str, object]:
             trials, seed, True, **five, ratio=1.0,
             liar=lambda errors: errors * 0.0 + MAX_ACTION_ERROR,
         ),
+        "closed_loop": closed_loop_cells(trials, seed),
         "best_possible_sigma": {
             str(robots): {
                 "equal": best_possible_sigma(robots, 1.0),

@@ -282,6 +282,24 @@ class ReleaseGateConfig(Table):
     demonstrations, in the mean. Replaying is hard to beat where a robot has been, and no use
     elsewhere: a policy that lifts every cube of the fleet's demo comes to 1, one after the first
     round to 4."""
+    trials_command: tuple[str, ...] = ()
+    """Command that tries a policy in closed loop: its words, "{policy}" for the folder and
+    "{report}" for the file to write among them, such as ["armada", "trials", "{policy}", "--trials",
+    "200", "--json", "{report}"]. With 200 trials both errors of the rule stay at 5 %, as long as no
+    more than one place in ten turns out otherwise by chance. Empty: no trials."""
+    trials_limit_s: Seconds = 1800.0
+    """What the command may take."""
+    trials_margin: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of trials that a release may do less of than the last one, at the same places."""
+    trials_least: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share that a first release must do."""
+
+    @model_validator(mode="after")
+    def _trials_can_be_read(self) -> Self:
+        missing = [word for word in ("{policy}", "{report}") if word not in self.trials_command]
+        if self.trials_command and missing:
+            raise ValueError(f"trials_command lacks the word {missing[0]}")
+        return self
 
 
 class CoordinatorConfig(Settings):
@@ -382,6 +400,7 @@ quorum = {gate.quorum}             # share of a candidate's robots that must rep
 veto = {gate.veto}               # times a limit: so much worse on one robot refuses alone
 hold_still = {gate.hold_still}         # a first release: most error, against holding still
 nearest = {gate.nearest}            # and against replaying the nearest demonstration
+# trials_command = ["armada", "trials", "{{policy}}", "--trials", "200", "--json", "{{report}}"]
 
 [policy]
 # Fields of the policy's specification; names and fps come from the robots. Each kind ({kinds})

@@ -16,8 +16,10 @@ from coordinator.campaign.state import (
 )
 from coordinator.config import CoordinatorConfig, policy_spec
 from coordinator.errors import ConfigError, ExportFailed
-from coordinator.jobs.runner import BUILD_MODULE, EXPORT_MODULE, JobRunner
+from coordinator.jobs.closed_loop import ClosedLoop
+from coordinator.jobs.runner import BUILD_MODULE, EXPORT_MODULE, READ_MODULE, JobRunner
 from coordinator.releases import ReleaseRepository
+from policy.errors import BadPolicyFolder
 from protocol.messages import Features
 
 
@@ -53,8 +55,12 @@ def export_release(
     export: Export,
     state_folder: Path,
     now_unix_s: float,
+    closed_loop: ClosedLoop,
 ) -> ReleaseRecord | str:
-    """A published release, or the one line why not. `state` is a copy. Blocks for seconds."""
+    """A published release, or the one line why not. `state` is a copy. Blocks for seconds.
+
+    What a robot's reader refuses, or what fails in closed loop, is not published.
+    """
     candidate, evaluation = export.candidate, export.evaluation
     try:
         part = repository.begin(export.version)
@@ -70,16 +76,30 @@ def export_release(
             "contributors": state.contributors,
             "created_unix_s": now_unix_s,
         }
-        result = jobs.run(EXPORT_MODULE, request)
+        made = jobs.run(EXPORT_MODULE, request)
+        read = jobs.run(READ_MODULE, {"folder": str(part)})
+        if read["manifest_digest"] != made["manifest_digest"]:
+            raise ExportFailed("the manifest on the disk is not the one that was written")
+        last = state.releases[-1].version if state.releases else None
+        verdict = closed_loop.judge(
+            part,
+            export.version,
+            None if last is None else (repository.folder / str(last), last),
+        )
+        if verdict is not None:
+            if not verdict.passed:
+                return verdict.line
+            grounds = [*evaluation.grounds, verdict.line]
+            evaluation = evaluation.model_copy(update={"grounds": grounds})
         repository.publish(part, export.version)
         return ReleaseRecord(
             version=export.version,
             round=candidate.round,
             base_digest=candidate.digest,
-            manifest_digest=result["manifest_digest"],
+            manifest_digest=read["manifest_digest"],
             contributors=list(state.contributors),
             evaluation=evaluation,
             published_unix_s=now_unix_s,
         )
-    except (ExportFailed, OSError, KeyError) as error:
+    except (ExportFailed, BadPolicyFolder, OSError, KeyError) as error:
         return str(error)

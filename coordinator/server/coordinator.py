@@ -38,6 +38,7 @@ from coordinator.federation.errors import FederationError
 from coordinator.federation.superlink import LOOPBACK, superlink_access
 from coordinator.identity.enrolment import enrolled_agents
 from coordinator.identity.layout import Layout
+from coordinator.jobs.closed_loop import ClosedLoop
 from coordinator.jobs.publishing import build_base, export_release
 from coordinator.jobs.runner import JobRunner
 from coordinator.releases import ReleaseRepository
@@ -90,6 +91,9 @@ class Coordinator:
         self._repository.sweep(frozenset(release.version for release in state.releases))
         self._driver = RoundDriver(superlink_access(folder, config), self._state_folder / "rounds")
         self._jobs = JobRunner(self._state_folder / "jobs")
+        self._closed_loop = ClosedLoop(
+            self._jobs, config.release_gate, self._state_folder / "trials"
+        )
         self._link = FleetLink(self._layout, config, self._on_message, self._on_connected, wall)
         self._calls: queue.SimpleQueue[Callable[[], list[Action]]] = queue.SimpleQueue()
         # One thread each: rounds and jobs are one after the other, and do not wait for each other.
@@ -402,7 +406,13 @@ class Coordinator:
 
     def _export(self, state: CampaignState, export: Export) -> None:
         done = export_release(
-            self._jobs, self._repository, state, export, self._state_folder, self._wall()
+            self._jobs,
+            self._repository,
+            state,
+            export,
+            self._state_folder,
+            self._wall(),
+            self._closed_loop,
         )
         self._post(lambda: self._campaign.on_exported(done, self._wall()))
 
