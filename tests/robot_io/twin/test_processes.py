@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 
 from robot_io.sts3215 import REGISTERS, ServoError
 from robot_io.tracker import BlobTracker, TrackerConfig
+from robot_io.twin.lockstep import LockstepTwin
+from robot_io.twin.scene import SceneCamera
+from robot_io.twin.tasks import TASKS
 
 pytestmark = pytest.mark.system
 
@@ -231,6 +234,36 @@ def test_without_the_cube_nothing_is_taken_for_it(twin: Any) -> None:
         assert tracker.locate(picture(twin)) is None
     twin.do("hand", arm="follower", joints_rad=None)
     twin.do("place", x_m=0.19, y_m=0.0)
+
+
+def test_a_robots_own_scene_is_drawn_and_its_homography_announced(
+    start_twin: Callable[..., Any],
+) -> None:
+    twin = start_twin("--robot-seed", "3", "--task", "place")
+    low, high = twin.info["objects"]["cube"]["hue_deg"]
+    homography = twin.info["cameras"]["overhead"]["table_homography"]
+    tracker = BlobTracker(TrackerConfig(low, high, 0.5, 0.2, 4, homography))
+    azimuths = []
+    for seed in range(3):
+        lies = twin.do("draw", seed=seed, sector_deg=twin.info["sector_deg"])["objects"]
+        time.sleep(0.2)
+        found = tracker.locate(picture(twin))
+        cube = lies["cube"]["x_m"], lies["cube"]["y_m"]
+        assert found is not None and math.dist(found, cube) < 0.003
+        azimuths.append(math.degrees(math.atan2(cube[1], cube[0])))
+        truth = twin.do("truth")
+        assert truth["objects"]["mark"] == lies["mark"]
+        assert truth["objects"]["cube"] == pytest.approx(lies["cube"], abs=1e-3)
+        assert not truth["succeeded"]
+    low_deg, high_deg = twin.info["sector_deg"]
+    assert all(low_deg <= azimuth <= high_deg for azimuth in azimuths)
+    table = np.median(picture(twin).reshape(-1, 3), axis=0)
+    assert np.abs(table - np.median(plain_picture().reshape(-1, 3), axis=0)).max() > 8
+
+
+def plain_picture() -> NDArray[np.uint8]:
+    with LockstepTwin((SceneCamera("overhead", 128, 96, 30),), task=TASKS["place"]) as twin:
+        return twin.observe().images["overhead"]
 
 
 def test_a_camera_that_is_gone_refuses_and_comes_back(twin: Any) -> None:
