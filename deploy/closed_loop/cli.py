@@ -35,7 +35,7 @@ def trials(
     policy_dir: Annotated[
         Path | None, typer.Argument(metavar="POLICY_DIR", help="a release's folder")
     ] = None,
-    task: Annotated[str, typer.Option(help="lift, place, stack, sort or push")] = "lift",
+    task: Annotated[str, typer.Option(help="of the twin; an unknown name lists them")] = "lift",
     sector: Annotated[
         list[str] | None,
         typer.Option(

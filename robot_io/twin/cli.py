@@ -37,7 +37,7 @@ def run(
             help=f"overhead or wrist_cam, may be repeated (default {DEFAULT_CAMERA})",
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="lift, place, stack, sort or push")] = "lift",
+    task: Annotated[str, typer.Option(help="of the twin; an unknown name lists them")] = "lift",
     robot_seed: Annotated[
         int | None,
         typer.Option(min=0, help="give this robot light, table, cubes and camera of its own"),
