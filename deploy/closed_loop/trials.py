@@ -18,7 +18,7 @@ from policy.session import OnnxPolicy
 from protocol.trials import TrialRecord, TrialsReport, success_rate
 from robot_io.calibration import Vector
 from robot_io.limits import Limits
-from robot_io.twin.layout import PARKED, WHOLE_TABLE, Layout, TableSector, table_sectors
+from robot_io.twin.layout import WHOLE_TABLE, Layout, TableSector, table_sectors
 from robot_io.twin.lockstep import LockstepTwin, TwinObservation
 from robot_io.twin.ready_arm import ReadyArm
 from robot_io.twin.scene import build_scene, joint_ranges_rad
@@ -176,7 +176,7 @@ def _record_trial(
         return sources[-1]
 
     trial = run_trial(twin, source, layout, seed)
-    moved = next(place for place in layout if place != PARKED)
+    moved = next(place for place in layout if not place.parked)
     return TrialRecord(
         number=number,
         seed=seed,

@@ -37,12 +37,18 @@ class CubePlacement:
         """Between the centres."""
         return math.hypot(self.x_m - other.x_m, self.y_m - other.y_m)
 
+    @property
+    def parked(self) -> bool:
+        """Whether it is one that a layout does not need."""
+        return self.distance_m(PARKED) < _PARKING_M
+
 
 type Layout = tuple[CubePlacement, ...]
 """A placement for each object of a task: its cubes, then its marks."""
 
 # Where what a layout does not need lies: beyond the arm's reach and out of the overhead picture.
 PARKED = CubePlacement(-0.4, 0.4)
+_PARKING_M = 0.05
 
 
 @dataclass(frozen=True, slots=True)

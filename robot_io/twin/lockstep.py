@@ -22,7 +22,7 @@ from robot_io.twin.bodies import ArmMotors, FollowerBody
 from robot_io.twin.errors import OutOfReach
 from robot_io.twin.expert import Expert
 from robot_io.twin.hand import Plan
-from robot_io.twin.layout import PARKED, CubePlacement, Layout
+from robot_io.twin.layout import CubePlacement, Layout
 from robot_io.twin.motor import STIFFNESS_NM_RAD_PER_P
 from robot_io.twin.overlook import Overlook
 from robot_io.twin.painter import Painter
@@ -256,7 +256,7 @@ class LockstepTwin:
         self.close()
 
     def _check_reach(self, placement: CubePlacement) -> None:
-        if placement == PARKED:
+        if placement.parked:
             return
         off_m = self._expert.off_m(placement.x_m, placement.y_m)
         if not off_m <= REACH_M:

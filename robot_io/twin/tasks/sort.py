@@ -50,8 +50,8 @@ def _succeeded(state: TableState) -> bool:
 
 
 def _to_sort(cubes: Layout | list[CubePlacement]) -> int:
-    """The cube that is not parked."""
-    return max(range(len(cubes)), key=lambda which: cubes[which].distance_m(PARKED))
+    """The cube that is not parked; the red one where both are."""
+    return next((which for which, cube in enumerate(cubes) if not cube.parked), 0)
 
 
 SORT = TwinTask(

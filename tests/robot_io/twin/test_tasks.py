@@ -76,7 +76,7 @@ def test_a_layout_lies_in_its_sector_and_equal_seeds_give_equal_ones(twin: Locks
         sector = SECTORS[seed % 3]
         layout = drawn(twin.task, seed, sector)
         assert layout == drawn(twin.task, seed, sector)
-        moved = next(place for place in layout if place != PARKED)
+        moved = next(place for place in layout if not place.parked)
         azimuth = math.degrees(math.atan2(moved.y_m, moved.x_m))
         assert sector.azimuth_min_deg <= azimuth <= sector.azimuth_max_deg
     assert drawn(twin.task, 1) != drawn(twin.task, 2)
