@@ -22,11 +22,21 @@ from agent.config import DEFAULT_CONFIG_PATH, AgentConfig, load_config
 from agent.errors import AgentError, ConfigError, NoTerminal, RequestFailed
 from agent.operations.arguments import ArmName
 from agent.operations.operation import Operation
-from agent.operations.table import OPERATIONS
+from agent.operations.table import OPERATIONS, operation_of
+from agent.rollout_operator import RolloutOperator
 from host.command_line import command_group, run_command_line
+from host.keys import Keys
 from host.settings import BadSettings, take_flags
 
 POLL_S = 0.2
+ROLLOUT_KEYS = {
+    "s": "rollout_success",
+    "f": "rollout_failure",
+    "q": "rollout_stop",
+    "t": "rollout_takeover",
+    "b": "rollout_handback",
+}
+KEYS_HELP = "keys: s success, f failure, q stop, t take over with the leader, b back to the policy"
 
 Config = Annotated[Path, typer.Option(envvar="ARMADA_CONFIG", help="agent.toml")]
 Json = Annotated[bool, typer.Option("--json", help="for a machine: JSON on standard output")]
@@ -120,6 +130,7 @@ def record(
 
 
 def rollout(
+    context: typer.Context,
     config: Config = DEFAULT_CONFIG_PATH,
     policy: Annotated[str, typer.Option(help="active, local or a version")] = "active",
     episodes: Episodes = 1,
@@ -128,16 +139,20 @@ def rollout(
     record: Annotated[bool, typer.Option("--record", help="record the episodes as well")] = False,
     as_json: Json = False,
 ) -> None:
-    """Let a released policy drive the arm."""
-    with speaking(config) as client:
-        armed = client.rollout_arm(policy=policy)
+    """Let a released policy drive the arm; it stops and parks when this command is gone."""
+    if context.invoked_subcommand is not None:
+        return
+    with speaking(config) as client, RolloutOperator(client) as operator:
+        armed = operator.arm(policy)
         line = f"policy {armed['version']} is loaded, {armed['latency_ms']:.0f} ms a chunk"
         say(line, armed, as_json)
-        with _parked_at_the_end(client):
+        with _parked_at_the_end(client), Keys() as keys:
+            if keys.there:
+                print(KEYS_HELP, file=sys.stderr)
             for number in range(1, episodes + 1):
                 client.rollout_start(seconds=seconds, task=task, record=record)
                 while (run := client.status()["rollout"])["running"]:
-                    time.sleep(POLL_S)
+                    _obey(client, keys.pressed(POLL_S))
                 line = (
                     f"episode {number}/{episodes}: {run['outcome']}; "
                     f"{run['ticks']} ticks, {run['holds']} held, "
@@ -146,6 +161,17 @@ def rollout(
                 say(line, run, as_json)
                 if str(run["outcome"]).startswith("fault"):
                     raise typer.Exit(1)
+
+
+def _obey(client: AgentClient, key: str | None) -> None:
+    """What a key asks of the running episode; a refusal is told and changes nothing."""
+    verb = ROLLOUT_KEYS.get(key or "")
+    if verb is None:
+        return
+    try:
+        client.post(operation_of(verb).path)
+    except RequestFailed as error:
+        print(f"armada: {error}", file=sys.stderr)
 
 
 @setup.command()
@@ -239,14 +265,22 @@ def make_app(operations: Iterable[Operation] = OPERATIONS) -> typer.Typer:
     """All commands of this room; those of the operations table after the others."""
     made = command_group("The agent of one robot.")
     made.add_typer(agent, name="agent")
-    for function in (record, rollout, status):
+    for function in (record, status):
         made.command()(function)
+    rollouts = command_group()
+    rollouts.callback(invoke_without_command=True)(rollout)
+    made.add_typer(rollouts, name="rollout", help=rollout.__doc__)
     made.add_typer(setup, name="setup")
     made.add_typer(dataset, name="dataset")
     made.command()(doctor)
     for row in operations:
-        if row.said is not None:
-            made.command(row.verb.replace("_", "-"))(command_of(row, row.said))
+        if row.said is None:
+            continue
+        command = command_of(row, row.said)
+        if row.verb.startswith("rollout_"):
+            rollouts.command(row.verb.removeprefix("rollout_"))(command)
+        else:
+            made.command(row.verb.replace("_", "-"))(command)
     return made
 
 

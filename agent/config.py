@@ -162,6 +162,8 @@ class RolloutConfig(Table):
     """For loading a policy and warming it up."""
     max_episode_s: float = Field(default=120.0, gt=0)
     """No rollout is longer."""
+    lease_s: float = Field(default=1.0, ge=0.3, le=10)
+    """Not heard of its operator for so long, a rollout holds, then parks."""
 
 
 class PathsConfig(Table):

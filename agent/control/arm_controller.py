@@ -18,7 +18,8 @@ from agent.control.calibration_session import CalibrationSession
 from agent.control.cameras import Cameras, View
 from agent.control.errors import FirstMoveRefused, MotionFault
 from agent.control.idle_watch import IdleWatch
-from agent.control.loop import MotionLoop, Subscriber
+from agent.control.lease import OperatorLease
+from agent.control.loop import FirstMove, MotionLoop, Subscriber
 from agent.control.loop_calls import LoopCalls
 from agent.control.motion_run import MotionRun
 from agent.control.observation import ActionSource
@@ -34,6 +35,8 @@ IDLE_PERIOD_S = 0.2
 RANGE_PERIOD_S = 0.03  # while a joint's range is recorded: a person's hand turns at its ends
 RECONNECT_S = 3.0
 SHUTDOWN_PARK_S = 10.0
+ABANDONED_HOLD_S = 2.0  # a person beside the arm sees that it stopped before it goes to rest
+OPERATOR_GONE = "the rollout's operator is gone"
 
 
 class ArmController:
@@ -57,6 +60,7 @@ class ArmController:
         self.beats = 0
         self.pacer = Pacer(1.0 / config.control.fps, clock)
         self.rate = RateMeter()
+        self.lease = OperatorLease(config.rollout.lease_s, clock)
         self.motion: MotionLoop | None = None
         self.last_run: MotionRun | None = None  # or the present one
         self._subscribers = subscribers
@@ -70,6 +74,8 @@ class ArmController:
         self._source: ActionSource | None = None
         self._parking: Parking | None = None
         self._until_s: float | None = None
+        self._taken_over_s = 0.0
+        self._abandoned = False  # and nobody was told yet
         self._reason = ""
         self._effects: dict[Effect, Callable[[], ArmEvent | None]] = {
             Effect.CONNECT: self._connect,
@@ -140,10 +146,15 @@ class ArmController:
         """One pass of the loop: what was asked for, then one tick. Waits for the servos alone."""
         self.beats += 1
         self._calls.run(None)
+        if self.lease.end_if_lost():
+            self._abandon()
         if self.phase.energised:
             self._motion_tick()
         elif self.phase is not ArmPhase.ENDED:
             self._idle_tick()
+        if self._abandoned and not self.phase.energised:
+            self._abandoned = False
+            self._on_event("abandoned", OPERATOR_GONE)
 
     def start_motion(
         self,
@@ -158,6 +169,20 @@ class ArmController:
         self._handle(ArmEvent(purpose))
         self._until_s = None if seconds is None else self._clock() + seconds
         return self._present_run()
+
+    def take_over(self, source: ActionSource) -> None:
+        """Hold the arm of a rollout until `source` is near, then give it command. Raises Refused.
+
+        What is left of the rollout's time is kept for the policy.
+        """
+        self._change_hands(ArmEvent.TAKEOVER, source)
+        self._taken_over_s = self._clock()
+
+    def hand_back(self, source: ActionSource) -> None:
+        """Give the arm of a rollout back to its policy. Raises Refused."""
+        self._change_hands(ArmEvent.HAND_BACK, source)
+        if self._until_s is not None:
+            self._until_s += self._clock() - self._taken_over_s
 
     def require_ready(self) -> None:
         """Raises Refused with the follower's problem when it cannot be moved."""
@@ -204,6 +229,20 @@ class ArmController:
             raise Refused(
                 f"the {self.calibration.busy} is being calibrated: finish it (range_finish) first"
             )
+
+    def _change_hands(self, event: ArmEvent, source: ActionSource) -> None:
+        next_phase(self.phase, event)  # refuses before the source is kept
+        self._source = source
+        self._handle(event)
+
+    def _abandon(self) -> None:
+        """The operator was not heard of: hold, then park; told once the arm is released."""
+        log.warning("%s", OPERATOR_GONE)
+        self._abandoned = True
+        self._on_event("operator_lost", OPERATOR_GONE)
+        self._handle(ArmEvent.LEASE_LOST)
+        if self.phase is ArmPhase.ABANDONED:
+            self._until_s = self._clock() + ABANDONED_HOLD_S
 
     def _present_run(self) -> MotionRun:
         assert self.last_run is not None  # whoever energises the arm begins one
@@ -266,7 +305,7 @@ class ArmController:
             self._handle(ArmEvent.FIRST_MOVE_REFUSED)
         except MotionFault as error:
             self._fault(str(error))
-        if self.phase.moving and self._until_s is not None and now_s >= self._until_s:
+        if self._until_s is not None and now_s >= self._until_s:
             self._handle(ArmEvent.OVERDUE)
         parking = self.phase in (ArmPhase.PARKING, ArmPhase.ENDING)
         if parking and self._parking is not None and self._parking.over(self._clock()):
@@ -348,13 +387,14 @@ class ArmController:
 
     def _hand_over(self) -> None:
         assert self.motion is not None
-        self.motion.hand_over(self._source)
+        taken_over = self.phase is ArmPhase.TAKEOVER
+        self.motion.hand_over(self._source, FirstMove.AWAIT if taken_over else FirstMove.REFUSE)
 
     def _park(self) -> None:
         assert self.motion is not None
         calibration = self.motion.follower.calibration
         self._parking = Parking(self.config, calibration, self._clock())
-        self.motion.hand_over(self._parking.source, guarded=False)
+        self.motion.hand_over(self._parking.source, FirstMove.FREE)
         self._until_s = None
 
     def _hold_here(self) -> None:

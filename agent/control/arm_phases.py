@@ -25,6 +25,8 @@ class ArmPhase(StrEnum):
     HALTED = "halted"  # connected, torque off, after an emergency stop
     TELEOP = "teleop"  # the leader commands
     ROLLOUT = "rollout"  # a policy commands
+    TAKEOVER = "takeover"  # the leader commands, within a rollout
+    ABANDONED = "abandoned"  # energised, nobody commands: a rollout's operator is gone; parks soon
     PARKING = "parking"  # on the way to the rest pose, then released
     HOLDING = "holding"  # energised, nobody commands: after a fault
     STOPPED = "stopped"  # energised, nobody commands: after an emergency stop
@@ -44,7 +46,7 @@ class ArmPhase(StrEnum):
     @property
     def energised(self) -> bool:
         """True while torque is on as far as we know."""
-        return self.moving or self in (ArmPhase.HOLDING, ArmPhase.STOPPED)
+        return self.moving or self in (ArmPhase.ABANDONED, ArmPhase.HOLDING, ArmPhase.STOPPED)
 
     @property
     def released(self) -> bool:
@@ -60,6 +62,7 @@ class ArmPhase(StrEnum):
 _PURPOSES = {
     ArmPhase.TELEOP: "teleop",
     ArmPhase.ROLLOUT: "rollout",
+    ArmPhase.TAKEOVER: "takeover",
     ArmPhase.PARKING: "park",
     ArmPhase.ENDING: "park",
 }
@@ -70,6 +73,8 @@ class ArmEvent(StrEnum):
 
     TELEOP = "teleop"
     ROLLOUT = "rollout"
+    TAKEOVER = "takeover"  # the leader is to have the arm of a rollout …
+    HAND_BACK = "hand_back"  # … and the policy again
     PARK = "park"
     CALIBRATE = "calibrate"
     ESTOP = "estop"
@@ -83,6 +88,7 @@ class ArmEvent(StrEnum):
     NOT_FOUND = "not_found"
     TAKEN = "taken"  # by a calibration
     FIRST_MOVE_REFUSED = "first_move_refused"
+    LEASE_LOST = "lease_lost"  # the rollout's operator was not heard of in time
     OVERDUE = "overdue"  # the phase has had its time
     PARKED = "parked"  # settled in the rest pose, or never will
     RELEASED = "released"
@@ -119,7 +125,7 @@ class Transition:
 
 _P, _E, _F = ArmPhase, ArmEvent, Effect
 
-COMMANDS = frozenset({_E.TELEOP, _E.ROLLOUT, _E.PARK, _E.CALIBRATE})
+COMMANDS = frozenset({_E.TELEOP, _E.ROLLOUT, _E.TAKEOVER, _E.HAND_BACK, _E.PARK, _E.CALIBRATE})
 
 TRANSITIONS: dict[tuple[ArmPhase, ArmEvent], Transition] = {}
 
@@ -135,33 +141,37 @@ def _when(
         TRANSITIONS[before, event] = Transition(phase or before, effects)
 
 
-_COMMANDED = (_P.TELEOP, _P.ROLLOUT)
+_LEASED = (_P.ROLLOUT, _P.TAKEOVER)
+_COMMANDED = (_P.TELEOP, *_LEASED)
 _MOVED = (*_COMMANDED, _P.PARKING)
+_ON_A_WAY = (*_MOVED, _P.ABANDONED)
 _HELD = (_P.HOLDING, _P.STOPPED)
 
 # What an operator asks for.
 _when(_P.IDLE, _E.TELEOP, _P.TELEOP, _F.ENGAGE, _F.HAND_OVER)
 _when(_P.IDLE, _E.ROLLOUT, _P.ROLLOUT, _F.ENGAGE, _F.HAND_OVER)
+_when(_P.ROLLOUT, _E.TAKEOVER, _P.TAKEOVER, _F.HAND_OVER)
+_when(_P.TAKEOVER, _E.HAND_BACK, _P.ROLLOUT, _F.HAND_OVER)
 _when((_P.IDLE, _P.HOLDING), _E.PARK, _P.PARKING, _F.ENGAGE, _F.PARK)
-_when(_COMMANDED, _E.PARK, _P.PARKING, _F.PARK)
+_when((*_COMMANDED, _P.ABANDONED), _E.PARK, _P.PARKING, _F.PARK)
 _when((_P.PARKING, _P.ENDING), _E.PARK, None)
 _when((_P.CLOSED, _P.IDLE), _E.CALIBRATE, None)
-_when((*_MOVED, *_HELD), _E.ESTOP, _P.STOPPED, _F.HOLD_HERE)
-_when((*_MOVED, *_HELD), _E.ESTOP_RELEASE, _P.STOPPED, _F.HOLD_HERE, _F.RELEASE)
+_when((*_ON_A_WAY, *_HELD), _E.ESTOP, _P.STOPPED, _F.HOLD_HERE)
+_when((*_ON_A_WAY, *_HELD), _E.ESTOP_RELEASE, _P.STOPPED, _F.HOLD_HERE, _F.RELEASE)
 for _stop in (_E.ESTOP, _E.ESTOP_RELEASE):
     _when(_P.ENDING, _stop, _P.ENDED, _F.HOLD_HERE, _F.LET_GO)
     _when((_P.IDLE, _P.HALTED), _stop, _P.HALTED)
     _when((_P.CLOSED, _P.LOST, _P.RESETTING), _stop, _P.LOST)
 _when((_P.CLOSED, _P.LOST), _E.RESET, _P.RESETTING, _F.CONNECT)
 _when((_P.IDLE, _P.HALTED), _E.RESET, _P.IDLE, _F.CONNECT)
-_when(_COMMANDED, _E.RESET, _P.PARKING, _F.CONNECT, _F.PARK)
+_when((*_COMMANDED, _P.ABANDONED), _E.RESET, _P.PARKING, _F.CONNECT, _F.PARK)
 _when(_P.PARKING, _E.RESET, None, _F.CONNECT)
 _when(_HELD, _E.RESET, _P.HOLDING, _F.CONNECT)  # a PARK follows
 
 # The end.
 _when((_P.CLOSED, _P.LOST, _P.RESETTING), _E.END, _P.ENDED, _F.LET_GO)
 _when((_P.IDLE, _P.HALTED, _P.STOPPED), _E.END, _P.ENDED, _F.LET_GO)
-_when(_COMMANDED, _E.END, _P.ENDING, _F.PARK)
+_when((*_COMMANDED, _P.ABANDONED), _E.END, _P.ENDING, _F.PARK)
 _when(_P.PARKING, _E.END, _P.ENDING)
 _when(_P.HOLDING, _E.END, _P.ENDING, _F.ENGAGE, _F.PARK)
 _when(_P.HOLDING, _E.END_UNPARKED, _P.ENDED, _F.LET_GO)
@@ -176,7 +186,9 @@ _when(_P.IDLE, _E.TAKEN, _P.CLOSED)
 
 # How a motion ends.
 _when(_COMMANDED, _E.FIRST_MOVE_REFUSED, _P.PARKING, _F.PARK)
-_when(_COMMANDED, _E.OVERDUE, _P.PARKING, _F.PARK)
+# A person who corrects is not cut short: what is left of the time is the policy's.
+_when((_P.TELEOP, _P.ROLLOUT, _P.ABANDONED), _E.OVERDUE, _P.PARKING, _F.PARK)
+_when(_LEASED, _E.LEASE_LOST, _P.ABANDONED, _F.HOLD_HERE)  # an OVERDUE follows
 _when(_P.ENDING, _E.OVERDUE, _P.ENDED, _F.LET_GO)
 _when((_P.PARKING, _P.ENDING), _E.PARKED, None, _F.RELEASE)
 _when(_P.PARKING, _E.RELEASED, _P.IDLE, _F.ANNOUNCE_RELEASED)
@@ -185,10 +197,10 @@ _when(_P.ENDING, _E.RELEASED, _P.ENDED, _F.ANNOUNCE_RELEASED, _F.LET_GO)
 _when(_P.PARKING, _E.RELEASE_FAILED, _P.HOLDING, _F.ANNOUNCE_FAULT)
 _when(_P.STOPPED, _E.RELEASE_FAILED, None, _F.ANNOUNCE_FAULT)
 _when(_P.ENDING, _E.RELEASE_FAILED, _P.ENDED, _F.ANNOUNCE_FAULT, _F.LET_GO)
-_when(_MOVED, _E.FAULT, _P.HOLDING, _F.HOLD, _F.ANNOUNCE_FAULT)
-_when(_MOVED, _E.CRASH, _P.HOLDING, _F.HOLD, _F.ANNOUNCE_FAULT)  # ENDING goes on to rest
+_when(_ON_A_WAY, _E.FAULT, _P.HOLDING, _F.HOLD, _F.ANNOUNCE_FAULT)
+_when(_ON_A_WAY, _E.CRASH, _P.HOLDING, _F.HOLD, _F.ANNOUNCE_FAULT)  # ENDING goes on to rest
 _when(_P.ENDING, _E.FAULT, _P.ENDED, _F.HOLD, _F.ANNOUNCE_FAULT, _F.LET_GO)
-_when(_MOVED, _E.PORT_LOST, _P.LOST, _F.HOLD, _F.LOSE_PORT, _F.ANNOUNCE_FAULT)
+_when(_ON_A_WAY, _E.PORT_LOST, _P.LOST, _F.HOLD, _F.LOSE_PORT, _F.ANNOUNCE_FAULT)
 _when(_P.ENDING, _E.PORT_LOST, _P.ENDED, _F.HOLD, _F.LOSE_PORT, _F.ANNOUNCE_FAULT)
 _when(_HELD, _E.PORT_LOST, _P.LOST, _F.LOSE_PORT)  # the fault, or the stop, is known
 _when((_P.IDLE, _P.HALTED), _E.PORT_LOST, _P.LOST, _F.LOSE_PORT, _F.ANNOUNCE_FAULT)
@@ -212,6 +224,10 @@ def _why_not(phase: ArmPhase, event: ArmEvent) -> str:
         return ENDING
     if event is _E.CALIBRATE and phase.energised:
         return "the arm is energised; park it first"
+    if event in (_E.TAKEOVER, _E.HAND_BACK):
+        return f"the arm is {phase.value}: the leader takes over where a policy drives, and back"
+    if phase is _P.ABANDONED:
+        return "the arm is held: the rollout's operator is gone; it parks in a moment"
     if phase.moving:
         return f"the arm is moving already ({phase.purpose})"
     if phase is _P.HOLDING:

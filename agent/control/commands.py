@@ -21,6 +21,7 @@ from agent.operations.arguments import ArmName, CalibrationStep
 from agent.operations.operation import Operation
 from agent.operations.table import OPERATIONS, control_commands
 from agent.recording.session import RecordingSession
+from robot_io.arm import Leader
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class RolloutRun:
     missed_deadlines: int = 0
     missed_before: int = 0
     outcome: str | None = None
+    success: bool | None = None  # None: nobody said
+    intervention_ticks: int = 0
 
 
 class Commands:
@@ -80,11 +83,7 @@ class Commands:
     def teleop_start(self) -> dict[str, Any]:
         """Returns when the follower follows the leader."""
         controller = self._controller
-        leader = controller.arms.leader
-        if leader is None:
-            reason = controller.arms.problems.get("leader", "no leader is configured ([teleop])")
-            raise Refused(f"no teleoperation: {reason}")
-        source = LeaderSource(leader, self._config.control.max_missed_reads)
+        source = LeaderSource(self._leader(), self._config.control.max_missed_reads)
         _wait_in_step(controller.call(lambda: controller.start_motion(source, "teleop")))
         return {}
 
@@ -131,6 +130,7 @@ class Commands:
         if self._run.running:
             raise Refused("a rollout is running; policies are swapped between episodes only")
         self._controller.call(self._controller.require_ready)
+        self._controller.lease.end()  # nothing moves while a policy is loaded
         loaded = self._policy.load(Path(folder), self._config.rollout.load_timeout_s)
         self._run = RolloutRun(policy=loaded.name)
         return {
@@ -140,7 +140,14 @@ class Commands:
             "chunk_size": loaded.chunk_size,
             "fps": loaded.fps,
             "latency_ms": loaded.latency_ms,
+            "lease": self._controller.lease.begin(),
+            "lease_s": self._controller.lease.lasts_s,
         }
+
+    def rollout_beat(self, lease: str) -> dict[str, Any]:
+        """The operator is there still."""
+        self._controller.lease.renew(lease)
+        return {}
 
     def rollout_start(self, seconds: float, task: str | None, record: bool) -> dict[str, Any]:
         """Give command to the policy; the episode ends by itself, in the park pose."""
@@ -150,6 +157,8 @@ class Commands:
             raise Refused("no policy is loaded; arm one first (rollout/arm)")
         if self._run.running:
             raise Refused("a rollout is already running; stop it first (rollout/stop)")
+        if not controller.lease.held:
+            raise Refused("nobody holds the rollout's lease; arm it again (rollout/arm)")
         self._require_view()
         self._run = RolloutRun(
             policy=loaded.name,
@@ -171,20 +180,37 @@ class Commands:
             raise
         return {"policy": loaded.name, "version": loaded.version}
 
+    def rollout_takeover(self) -> dict[str, Any]:
+        """The arm holds at once, and follows the leader when that is near."""
+        self._require_running()
+        leader = self._leader()
+        source = LeaderSource(leader, self._config.control.max_missed_reads)
+        self._controller.call(lambda: self._controller.take_over(source))
+        return {}
+
+    def rollout_handback(self) -> dict[str, Any]:
+        """The policy has the arm again, by the ramp."""
+        self._require_running()
+        self._controller.call(lambda: self._controller.hand_back(self._policy))
+        return {}
+
+    def rollout_success(self) -> dict[str, Any]:
+        """End the episode, in which the task was done; returns when the arm is parked."""
+        return self._finish_run("success", success=True)
+
+    def rollout_failure(self) -> dict[str, Any]:
+        """End the episode, in which the task was not done; returns when the arm is parked."""
+        return self._finish_run("failure", success=False)
+
     def rollout_stop(self) -> dict[str, Any]:
         """End the episode; returns when the arm is parked."""
-        controller = self._controller
-        if not self._run.running:
-            raise Refused("no rollout is running")
-        if controller.phase is ArmPhase.ROLLOUT:
-            self._run.outcome = "stopped by the operator"
-        _wait_parked(controller.call(controller.start_park))
-        return {"rollout": self.rollout_status()}
+        return self._finish_run("stopped by the operator")
 
     def rollout_disarm(self) -> dict[str, Any]:
         """End the episode if one runs, then forget the policy."""
         if self._run.running:
             self.rollout_stop()
+        self._controller.lease.end()
         self._policy.unload()
         return {}
 
@@ -203,6 +229,7 @@ class Commands:
         run = controller.call(controller.reset)
         if run is not None:
             _wait_parked(run)
+        controller.lease.end()
         if self._policy.loaded is not None:
             self._policy.unload()
         return {"parked": run is not None}
@@ -213,10 +240,25 @@ class Commands:
         """One tick of motion was made; a subscriber."""
         if self._run.running and self._controller.phase is ArmPhase.ROLLOUT:
             self._run.ticks += 1
+        elif self._run.running and self.corrected_by_person:
+            self._run.intervention_ticks += 1
+
+    @property
+    def corrected_by_person(self) -> bool:
+        """True while the leader has the arm of a rollout wholly."""
+        motion = self._controller.motion
+        taken_over = self._controller.phase is ArmPhase.TAKEOVER
+        return taken_over and motion is not None and motion.in_step
 
     def motion_ended(self, name: str, reason: str | None) -> None:
-        """The arm was released, or a fault ended the motion."""
-        if name == "fault":
+        """Somebody or something ended a motion; the events of `ArmController`."""
+        if name == "operator_lost":
+            self._recording.fail(str(reason))
+            self._run.outcome = reason if self._run.running else self._run.outcome
+        elif name == "abandoned":
+            if self._policy.loaded is not None:
+                self._policy.unload()
+        elif name == "fault":
             self._recording.fail(f"a fault ended it: {reason}")
             self._end_run(f"fault: {reason}")
         else:
@@ -228,13 +270,14 @@ class Commands:
         """Save a rollout's episode once it has ended; waits for the disk."""
         if self._run.recorded and not self._run.running and self._recording.active:
             try:
-                self._recording.finish()
+                self._recording.finish(self._run.success)
             except Refused as error:
                 log.error("%s", error)  # noqa: TRY400
 
     def rollout_status(self) -> dict[str, Any]:
         """The `rollout` part of the status."""
         run, source = self._run, self._policy.status()
+        motion = self._controller.motion
         now_missed = self._controller.pacer.missed - run.missed_before
         return {
             "armed": self._policy.loaded is not None,
@@ -245,6 +288,10 @@ class Commands:
             "missed_deadlines": now_missed if run.running else run.missed_deadlines,
             "seconds": round(self._clock() - self._started_s, 2) if run.running else run.seconds,
             "outcome": run.outcome,
+            "success": run.success,
+            "takeover": self._controller.phase is ArmPhase.TAKEOVER,
+            "awaited": None if motion is None else motion.awaited,
+            "intervention_ticks": run.intervention_ticks,
             "inference": source,
         }
 
@@ -256,6 +303,26 @@ class Commands:
         run.seconds = round(self._clock() - self._started_s, 2)
         run.outcome = outcome
         run.running = False
+
+    def _finish_run(self, outcome: str, *, success: bool | None = None) -> dict[str, Any]:
+        self._require_running()
+        if self._controller.phase in (ArmPhase.ROLLOUT, ArmPhase.TAKEOVER):
+            self._run.outcome = outcome
+        if success is not None:  # also of an episode that parks already
+            self._run.success = success
+        _wait_parked(self._controller.call(self._controller.start_park))
+        return {"rollout": self.rollout_status()}
+
+    def _require_running(self) -> None:
+        if not self._run.running:
+            raise Refused("no rollout is running")
+
+    def _leader(self) -> Leader:
+        arms = self._controller.arms
+        if arms.leader is None:
+            reason = arms.problems.get("leader", "no leader is configured ([teleop])")
+            raise Refused(f"no teleoperation: {reason}")
+        return arms.leader
 
     def _require_view(self) -> None:
         """An episode begins only with every camera there and every tracked object seen once."""

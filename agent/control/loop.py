@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import NoReturn
 
 import numpy as np
@@ -45,6 +46,14 @@ class Tick:
 Subscriber = Callable[[Tick], None]
 
 
+class FirstMove(Enum):
+    """What becomes of a source whose first goal is too far from the arm."""
+
+    REFUSE = "refuse"
+    AWAIT = "await"  # the pose is held until the source comes near: a person brings the leader
+    FREE = "free"  # it plans from where the arm is
+
+
 class MotionLoop:
     """Moves an energised follower by whatever source is in command."""
 
@@ -73,7 +82,7 @@ class MotionLoop:
         self._ramp: Ramp | None = None
         self._source: ActionSource | None = None
         self._begun = False
-        self._guarded = True
+        self._first_move = FirstMove.REFUSE
         self._tick = 0
         self._sent: Vector | None = None
         self._last_s: float | None = None
@@ -81,6 +90,7 @@ class MotionLoop:
         self._unhealthy_ticks = 0
         self.missed_reads = 0
         self.in_step = False  # the source has the arm wholly: a goal of its own was sent
+        self.awaited: str | None = None  # why a source that is waited for has not got the arm
         self.reading: ArmReading | None = None
         self.warnings: tuple[str, ...] = ()
 
@@ -105,16 +115,16 @@ class MotionLoop:
         self._unhealthy_ticks = 0
         self._last_s = None
 
-    def hand_over(self, source: ActionSource | None, *, guarded: bool = True) -> None:
-        """Give command to `source` from the next tick on; None holds.
-
-        With `guarded` its first goal must be near; without, it plans from where the arm is.
-        """
+    def hand_over(
+        self, source: ActionSource | None, first_move: FirstMove = FirstMove.REFUSE
+    ) -> None:
+        """Give command to `source` from the next tick on; None holds."""
         if self._source is not None and self._begun:
             self._source.end()
         self._source = source
         self._begun = False
-        self._guarded = guarded
+        self._first_move = first_move
+        self.awaited = None
         self._ramp = None
         self.in_step = False
         self._guard.reset()
@@ -192,10 +202,12 @@ class MotionLoop:
             raise MotionFault(wanted.fault)
         if wanted.goal is None:
             return held
-        if self._guarded:
-            refusal = self._guard.refusal(wanted.goal, observation.state)
-            if refusal is not None:
-                raise FirstMoveRefused(refusal)
+        if self._first_move is not FirstMove.FREE:
+            self.awaited = self._guard.refusal(wanted.goal, observation.state)
+            if self.awaited is not None and self._first_move is FirstMove.AWAIT:
+                return held
+            if self.awaited is not None:
+                raise FirstMoveRefused(self.awaited)
         if self._ramp is None:
             distance = float(np.max(np.abs(wanted.goal - held)))
             needed_s = SMOOTHSTEP_PEAK * distance / self._settings.first_move_speed_per_s

@@ -32,14 +32,14 @@ class MotionRun:
 
     def settle(self, phase: ArmPhase, *, in_step: bool) -> None:
         """Resolve what the phase decides; call when whoever hears of events has been told."""
-        if phase in (ArmPhase.TELEOP, ArmPhase.ROLLOUT):
+        if phase in (ArmPhase.TELEOP, ArmPhase.ROLLOUT, ArmPhase.TAKEOVER):
             if in_step:
                 _resolve(self.in_step)
             return
         _resolve(self.in_step, Refused(self.fault or "the motion was ended"))
         if phase.released:
             self.released()
-        elif not phase.moving:
+        elif not phase.moving and phase is not ArmPhase.ABANDONED:
             reason = self.fault or "it is held"
             _resolve(self.parked, Refused(f"the arm was not parked: {reason}"))
 

@@ -107,7 +107,7 @@ class ControlProcess:
 
     def _record(self, tick: Tick) -> None:
         if self._controller.phase.purpose != "park":
-            record_tick(self._recording, tick)
+            record_tick(self._recording, tick, intervention=self._commands.corrected_by_person)
 
     def _count(self, tick: Tick) -> None:
         self._commands.tick()

@@ -82,6 +82,12 @@ class RolloutStart(Arguments):
             raise Refused(f"seconds must be above 0 and at most {longest_s:.0f}")
 
 
+class RolloutBeat(Arguments):
+    """Whose rollout it is: the `lease` that arming it gave."""
+
+    lease: Annotated[str, Field(min_length=1, max_length=64)]
+
+
 class Estop(Arguments):
     """How to stop."""
 

@@ -37,6 +37,7 @@ class Event(StrEnum):
     NOT_STARTED = "not_started"  # what was asked for could not begin; the arm never moved
     FAULT = "fault"
     CONTROL_DIED = "control_died"
+    ABANDONED = "abandoned"  # a rollout's operator is gone; the arm is parked, its torque off
 
 
 _S, _E = State, Event
@@ -62,6 +63,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (_S.ROLLOUT, _E.ROLLOUT_ARM): _S.ROLLOUT,  # another policy, between episodes
     (_S.ROLLOUT, _E.ROLLOUT_DISARM): _S.IDLE,
     (_S.ROLLOUT, _E.NOT_STARTED): _S.IDLE,
+    (_S.ROLLOUT, _E.ABANDONED): _S.IDLE,
     (_S.ROLLOUT, _E.PARK): _S.ROLLOUT,
     (_S.ROLLOUT, _E.ESTOP): _S.ESTOP,
     (_S.ROLLOUT, _E.FAULT): _S.FAULT,
@@ -72,7 +74,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (_S.ESTOP, _E.ESTOP): _S.ESTOP,
 }
 
-REPORTS = frozenset({_E.RELEASED, _E.NOT_STARTED, _E.FAULT, _E.CONTROL_DIED})
+REPORTS = frozenset({_E.RELEASED, _E.NOT_STARTED, _E.FAULT, _E.CONTROL_DIED, _E.ABANDONED})
 
 MEND: dict[State, str] = {
     _S.IDLE: "the arm is idle",

@@ -254,13 +254,13 @@ class Supervisor:
     def _heard_event(self, name: str, message: dict[str, Any]) -> None:
         self._events.append({"process": name, "unix_s": round(time.time(), 3), **message})
         what = message.get("name")
-        if name != "control" or what not in ("fault", "released"):
+        if name != "control" or what not in ("fault", "released", "abandoned"):
             log.info("%s: %s", name, message)
             return
         if what == "fault":
             self.fault(str(message.get("reason", "unknown fault")))
         else:
-            self.event(Event.RELEASED)
+            self.event(Event.ABANDONED if what == "abandoned" else Event.RELEASED)
 
     def _died(self, name: str) -> None:
         child = self._children[name]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.client import AgentClient
+from agent.rollout_operator import RolloutOperator
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
 from deploy.local_fleet.plan import Placement, RobotPlan, Trial
 from deploy.local_fleet.processes import ARMADA, Process, ProcessGroup
@@ -212,19 +213,24 @@ class RobotSite:
 
     def try_policies(self, seconds: float) -> None:
         """Run every trial of the plan in the closed loop and judge it by the cube."""
-        with self.hand() as hand, self.client() as client:
+        with self.hand() as hand, self.client() as client, RolloutOperator(client) as operator:
             for number, trial in enumerate(self.plan.trials, 1):
                 self._stop_if_asked()
                 self.step = f"trial {number}/{len(self.plan.trials)} ({trial.policy})"
-                self.trials.append(self._try(hand, client, trial, seconds))
+                self.trials.append(self._try(hand, client, operator, trial, seconds))
             client.rollout_disarm()
         self.step = "tried"
 
     def _try(
-        self, hand: TwinControl, client: AgentClient, trial: Trial, seconds: float
+        self,
+        hand: TwinControl,
+        client: AgentClient,
+        operator: RolloutOperator,
+        trial: Trial,
+        seconds: float,
     ) -> TrialResult:
         _put_cube(hand, trial.placement)
-        armed = client.rollout_arm(trial.policy)
+        armed = operator.arm(trial.policy)
         start_s = time.monotonic()
         client.rollout_start(seconds, TASK)
         highest_m = 0.0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_robot import FakeRobot, served, small_config
 
+from agent.cli import KEYS_HELP
 from agent.operations.state_machine import State
 from deploy.command import main
 
@@ -35,7 +39,7 @@ class Host:
 def host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Host]:
     with served(tmp_path) as (robot, path):
         robot.answer("record_finish", episode="e.mcap", frames=12)
-        robot.answer("rollout_arm", version=7, latency_ms=12.4)
+        robot.answer("rollout_arm", version=7, latency_ms=12.4, lease="a1", lease_s=1.0)
         yield Host(robot, path, capsys)
 
 
@@ -112,6 +116,50 @@ def test_no_agent_is_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 # Recording.
+
+
+@pytest.mark.parametrize("verb", ["success", "failure", "stop", "takeover", "handback"])
+def test_what_a_key_does_is_a_command_as_well(host: Host, verb: str) -> None:
+    code, _, error = host.armada("rollout", verb)
+    assert code == 1 and "no rollout is armed" in error
+    host.robot.machine.state = State.ROLLOUT
+    code, out, _ = host.armada("rollout", verb)
+    assert code == 0 and out.count("\n") == 1
+    assert host.robot.told == [f"control:rollout_{verb}()"]
+
+
+def test_keys_end_an_episode_without_enter(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, keyboard = os.openpty()
+    monkeypatch.setattr("sys.stdin", os.fdopen(keyboard))
+    running = host.robot.status
+
+    def until_success() -> dict[str, Any]:
+        on = "control:rollout_success()" not in host.robot.told
+        status = running()
+        return {**status, "rollout": status["rollout"] | {"running": on}}
+
+    monkeypatch.setattr(host.robot, "status", until_success)
+    os.write(terminal, b"xts")
+    code, _, error = host.armada("rollout", "--policy", "7")
+    assert (code, error.splitlines()[0]) == (0, KEYS_HELP)
+    told = [line for line in host.robot.told if line.startswith("control:rollout_")]
+    assert "control:rollout_takeover()" in told
+    assert told.index("control:rollout_takeover()") < told.index("control:rollout_success()")
+    os.close(terminal)
+
+
+def test_a_rollout_renews_its_lease_while_it_runs(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, until_s = host.robot.status, time.monotonic() + 1.0
+
+    def status() -> dict[str, Any]:
+        on = time.monotonic() < until_s
+        return {**over(), "rollout": over()["rollout"] | {"running": on}}
+
+    monkeypatch.setattr(host.robot, "status", status)
+    assert host.armada("rollout", "--policy", "7")[0] == 0
+    assert host.robot.told.count("control:rollout_beat(lease=a1)") >= 2
 
 
 def test_record_by_the_clock_saves_each_episode_and_parks(host: Host) -> None:

@@ -24,6 +24,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "calibrate": {"arm": "follower", "step": "homing"},
     "record_start": {"task": "lift"},
     "rollout_arm": {"policy": "7"},
+    "rollout_beat": {"lease": "a1"},
     "rollout_start": {"seconds": 2.0},
 }
 

@@ -30,6 +30,7 @@ from agent.client import AgentClient
 from agent.errors import RequestFailed
 from agent.policies.store import PolicyStore
 from agent.recording.journal import EpisodeReader
+from agent.rollout_operator import RolloutOperator
 
 pytestmark = pytest.mark.system
 
@@ -52,15 +53,22 @@ def robot(calibrated: tuple[Site, Person]) -> Iterator[Robot]:
         site.end_agent()
 
 
+@pytest.fixture
+def operator(robot: Robot) -> Iterator[RolloutOperator]:
+    """Whoever started the rollout, and is there until the test's end."""
+    with RolloutOperator(robot[2]) as made:
+        yield made
+
+
 def wait_over(client: AgentClient) -> dict[str, object]:
     wait_for("the end of the episode", lambda: not client.status()["rollout"]["running"], 60.0)
     rollout: dict[str, object] = client.status()["rollout"]
     return rollout
 
 
-def test_an_episode_runs_its_time_and_ends_parked(robot: Robot) -> None:
+def test_an_episode_runs_its_time_and_ends_parked(robot: Robot, operator: RolloutOperator) -> None:
     site, person, client = robot
-    armed = client.rollout_arm("active")
+    armed = operator.arm("active")
     assert (armed["version"], armed["chunk_size"], armed["fps"]) == (1, 20, 30)
     status = client.status()
     assert status["state"] == "rollout" and status["policy"] == 1
@@ -70,7 +78,7 @@ def test_an_episode_runs_its_time_and_ends_parked(robot: Robot) -> None:
     with pytest.raises(RequestFailed, match="already running"):
         client.rollout_start(1.0)
     with pytest.raises(RequestFailed, match="swapped between episodes"):
-        client.rollout_arm("active")
+        operator.arm("active")
     rollout = wait_over(client)
     assert rollout["outcome"] == "ran its time"
     assert 30 <= int(str(rollout["ticks"])) <= 47
@@ -87,9 +95,11 @@ def test_an_episode_runs_its_time_and_ends_parked(robot: Robot) -> None:
     wait_for("inference to end", lambda: client.status()["processes"]["inference"]["pid"] is None)
 
 
-def test_a_rollout_is_stopped_by_the_operator_and_may_be_recorded(robot: Robot) -> None:
+def test_a_rollout_is_stopped_by_the_operator_and_may_be_recorded(
+    robot: Robot, operator: RolloutOperator
+) -> None:
     site, person, client = robot
-    client.rollout_arm("1")
+    operator.arm("1")
     client.rollout_start(30.0, TASK, record=True)
     time.sleep(1.0)
     client.rollout_stop()
@@ -104,9 +114,11 @@ def test_a_rollout_is_stopped_by_the_operator_and_may_be_recorded(robot: Robot) 
     assert client.status()["state"] == "idle"
 
 
-def test_inference_that_dies_is_held_then_a_fault_and_reset_parks(robot: Robot) -> None:
+def test_inference_that_dies_is_held_then_a_fault_and_reset_parks(
+    robot: Robot, operator: RolloutOperator
+) -> None:
     site, person, client = robot
-    client.rollout_arm("active")
+    operator.arm("active")
     client.rollout_start(30.0)
     wait_for("ticks", lambda: client.status()["rollout"]["ticks"] > 10)
     pid = client.status()["processes"]["inference"]["pid"]
@@ -123,20 +135,22 @@ def test_inference_that_dies_is_held_then_a_fault_and_reset_parks(robot: Robot) 
         client.rollout_start(1.0)
     assert try_reset(client)
     assert at_rest(site, person)
-    client.rollout_arm("active")  # with another inference process
+    operator.arm("active")  # with another inference process
     client.rollout_start(0.3)
     assert wait_over(client)["outcome"] == "ran its time"
 
 
-def test_a_policy_that_is_not_there_or_damaged_is_refused_and_idle_again(robot: Robot) -> None:
+def test_a_policy_that_is_not_there_or_damaged_is_refused_and_idle_again(
+    robot: Robot, operator: RolloutOperator
+) -> None:
     site, _, client = robot
     with pytest.raises(RequestFailed, match="no policy '7'"):
-        client.rollout_arm("7")
+        operator.arm("7")
     assert client.status()["state"] == "idle"
     onnx = site.state_dir / "policies" / "1" / "policy.onnx"
     onnx.write_bytes(onnx.read_bytes()[:-1] + b"x")
     with pytest.raises(RequestFailed, match=r"policy\.onnx"):
-        client.rollout_arm("active")
+        operator.arm("active")
     assert client.status()["state"] == "idle"
     assert client.status()["training_allowed"]
 
@@ -163,3 +177,63 @@ def test_armada_rollout_runs_its_episodes_and_parks(robot: Robot) -> None:
         check=True,
     )
     assert "ready" in shown.stdout and "Hz held" in shown.stdout
+
+
+def test_a_command_that_is_killed_takes_its_rollout_with_it(robot: Robot) -> None:
+    """SIGKILL: no handler runs, nothing is said. The arm holds within the lease, then parks."""
+    site, person, client = robot
+    command = [sys.executable, "-m", "deploy.command", "rollout", "--config", str(site.config_path)]
+    process = subprocess.Popen([*command, "--seconds", "60", "--record"])
+    try:
+        wait_for("ticks", lambda: client.status()["rollout"]["ticks"] > 15, 60.0)
+        process.kill()
+        killed_s = time.monotonic()
+        process.wait()
+        phases: list[str] = []
+        held = False
+
+        def at_rest_again() -> bool:
+            nonlocal held
+            phase = client.status()["control"]["phase"]
+            if phase not in phases[-1:]:
+                phases.append(phase)
+                if phase == "abandoned":
+                    held = time.monotonic() - killed_s < 2.0
+            return phase == "idle"
+
+        wait_for("the arm at rest", at_rest_again)
+    finally:
+        process.kill()
+        process.wait()
+    assert phases == ["rollout", "abandoned", "parking", "idle"]
+    assert held
+    assert torque(person) == [False] * 6
+    assert at_rest(site, person)
+    wait_for("idle", lambda: client.status()["state"] == "idle")
+    status = client.status()
+    assert status["rollout"]["outcome"] == "the rollout's operator is gone"
+    assert status["training_allowed"] and not status["rollout"]["armed"]
+    assert not list((site.state_dir / "journal").glob("*.mcap"))
+
+
+def test_the_leader_takes_over_and_gives_back_and_success_is_recorded(
+    robot: Robot, operator: RolloutOperator
+) -> None:
+    site, _, client = robot
+    operator.arm("active")
+    client.rollout_start(60.0, TASK, record=True)
+    wait_for("ticks", lambda: client.status()["rollout"]["ticks"] > 10)
+    client.rollout_takeover()
+    corrected = lambda: client.status()["rollout"]["intervention_ticks"] > 10  # noqa: E731
+    wait_for("the leader in command", corrected)
+    client.rollout_handback()
+    before = client.status()["rollout"]["ticks"]
+    wait_for("the policy again", lambda: client.status()["rollout"]["ticks"] > before + 10)
+    client.rollout_success()
+    wait_for("the episode", lambda: client.status()["recording"]["episodes"] == 1)
+    [path] = (site.state_dir / "journal").glob("*.mcap")
+    reader = EpisodeReader(path)
+    assert (reader.meta.source, reader.meta.policy) == ("rollout", "1")
+    assert reader.end is not None
+    assert reader.end.success is True and reader.end.intervention_frames > 10
+    client.park()

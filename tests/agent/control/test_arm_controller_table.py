@@ -30,6 +30,19 @@ def moving(purpose: str) -> Callable[[ArmRig], None]:
     return prepare
 
 
+def takeover(rig: ArmRig) -> None:
+    moving("rollout")(rig)
+    rig.controller.take_over(Script(rig.here()))
+    rig.step()
+
+
+def abandoned(rig: ArmRig) -> None:
+    moving("rollout")(rig)
+    rig.controller.lease.begin()
+    rig.step(2, dt_s=0.6)
+    rig.events.clear()
+
+
 def parking(rig: ArmRig) -> None:
     moving("teleop")(rig)
     rig.controller.start_park()
@@ -61,6 +74,8 @@ PHASES = {
     "idle": idle,
     "teleop": moving("teleop"),
     "rollout": moving("rollout"),
+    "takeover": takeover,
+    "abandoned": abandoned,
     "parking": parking,
     "faulty": faulty,
     "stopped": stopped,
@@ -145,6 +160,26 @@ TABLE = {
         "end": "park",
         "unplug": "lost!",
     },
+    "takeover": {
+        "teleop": "no",
+        "rollout": "no",
+        "park": "park",
+        "estop": "stopped",
+        "estop_release": "halted",
+        "reset": "park",
+        "end": "park",
+        "unplug": "lost!",
+    },
+    "abandoned": {
+        "teleop": "no",
+        "rollout": "no",
+        "park": "park",
+        "estop": "stopped",
+        "estop_release": "halted",
+        "reset": "park",
+        "end": "park",
+        "unplug": "lost!",
+    },
     "parking": {
         "teleop": "no",
         "rollout": "no",
@@ -199,7 +234,7 @@ def test_table(rig: ArmRig, phase: str, event: str) -> None:
         return
     say(event)(rig)
     assert seen(rig) == expected
-    still_on = expected in ("teleop", "rollout", "park", "holding", "stopped") or (
+    still_on = expected in ("teleop", "rollout", "takeover", "park", "holding", "stopped") or (
         event == "unplug" and phase not in ("closed", "lost", "idle")
     )
     assert rig.torque == (ENERGISED if still_on else RELEASED)

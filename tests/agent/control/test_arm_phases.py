@@ -22,34 +22,38 @@ from agent.errors import Refused
 P, E, F = ArmPhase, ArmEvent, Effect
 PAIRS = list(itertools.product(ArmPhase, ArmEvent))
 STOPS = (E.ESTOP, E.ESTOP_RELEASE)
-SOURCES = (P.TELEOP, P.ROLLOUT)
+SOURCES = (P.TELEOP, P.ROLLOUT, P.TAKEOVER)
+LEASED = (P.ROLLOUT, P.TAKEOVER)
 
 # What follows, for all of them: a phase, by its first letters; `.` nothing, `no` refused; `=` it
 # stays, `=*` it stays and something is done.
 MATRIX = """\
-                   clos lost rese idle halt tele roll park hold stop endi ende
-teleop             no   no   no   tele no   no   no   no   no   no   no   no
-rollout            no   no   no   roll no   no   no   no   no   no   no   no
-park               no   no   no   park no   park park =    park no   =    no
-calibrate          =    no   no   =    no   no   no   no   no   no   no   no
-estop              lost =    lost halt =    stop stop stop stop =*   ende .
-estop_release      lost =    lost halt =    stop stop stop stop =*   ende .
-reset              rese rese .    =*   idle park park =*   =*   hold .    .
-end                ende ende ende ende ende endi endi endi endi ende .    .
-end_unparked       .    .    .    .    .    .    .    .    ende .    .    .
-look               =*   .    .    =*   .    .    .    .    .    .    .    .
-found              idle .    idle .    .    .    .    .    .    .    .    .
-found_energised    hold .    hold .    .    .    .    .    .    .    .    .
-not_found          .    .    clos .    .    .    .    .    .    .    .    .
-taken              .    .    .    clos .    .    .    .    .    .    .    .
-first_move_refused .    .    .    .    .    park park .    .    .    .    .
-overdue            .    .    .    .    .    park park .    .    .    ende .
-parked             .    .    .    .    .    .    .    =*   .    .    =*   .
-released           .    .    .    .    .    .    .    idle .    halt ende .
-release_failed     .    .    .    .    .    .    .    hold .    =*   ende .
-fault              .    .    .    .    .    hold hold hold .    .    ende .
-port_lost          .    .    .    lost lost lost lost lost lost lost ende .
-crash              .    .    .    .    .    hold hold hold .    .    .    .
+                   clos lost rese idle halt tele roll take aban park hold stop endi ende
+teleop             no   no   no   tele no   no   no   no   no   no   no   no   no   no
+rollout            no   no   no   roll no   no   no   no   no   no   no   no   no   no
+takeover           no   no   no   no   no   no   take no   no   no   no   no   no   no
+hand_back          no   no   no   no   no   no   no   roll no   no   no   no   no   no
+park               no   no   no   park no   park park park park =    park no   =    no
+calibrate          =    no   no   =    no   no   no   no   no   no   no   no   no   no
+estop              lost =    lost halt =    stop stop stop stop stop stop =*   ende .
+estop_release      lost =    lost halt =    stop stop stop stop stop stop =*   ende .
+reset              rese rese .    =*   idle park park park park =*   =*   hold .    .
+end                ende ende ende ende ende endi endi endi endi endi endi ende .    .
+end_unparked       .    .    .    .    .    .    .    .    .    .    ende .    .    .
+look               =*   .    .    =*   .    .    .    .    .    .    .    .    .    .
+found              idle .    idle .    .    .    .    .    .    .    .    .    .    .
+found_energised    hold .    hold .    .    .    .    .    .    .    .    .    .    .
+not_found          .    .    clos .    .    .    .    .    .    .    .    .    .    .
+taken              .    .    .    clos .    .    .    .    .    .    .    .    .    .
+first_move_refused .    .    .    .    .    park park park .    .    .    .    .    .
+lease_lost         .    .    .    .    .    .    aban aban .    .    .    .    .    .
+overdue            .    .    .    .    .    park park .    park .    .    .    ende .
+parked             .    .    .    .    .    .    .    .    .    =*   .    .    =*   .
+released           .    .    .    .    .    .    .    .    .    idle .    halt ende .
+release_failed     .    .    .    .    .    .    .    .    .    hold .    =*   ende .
+fault              .    .    .    .    .    hold hold hold hold hold .    .    ende .
+port_lost          .    .    .    lost lost lost lost lost lost lost lost lost ende .
+crash              .    .    .    .    .    hold hold hold hold hold .    .    .    .
 """
 
 
@@ -96,7 +100,10 @@ def test_the_effects_fit_the_phases(phase: ArmPhase, event: ArmEvent) -> None:
         assert F.LOSE_PORT in effects
     if after is P.ENDED:
         assert effects[-1] is F.LET_GO or F.LOSE_PORT in effects
-    if after in SOURCES and phase is not after:
+    if phase in LEASED and after in LEASED:
+        assert effects == (F.HAND_OVER,)
+    elif after in SOURCES and phase is not after:
+        assert after is not P.TAKEOVER
         assert event.value == after.value
         assert effects == (F.ENGAGE, F.HAND_OVER)
     if (F.HAND_OVER in effects) or (F.PARK in effects):
@@ -124,11 +131,33 @@ def test_an_emergency_stop_is_never_refused_and_nobody_commands_after_it(
 
 
 @pytest.mark.parametrize("phase", SOURCES)
-@pytest.mark.parametrize("event", [E.PARK, E.OVERDUE, E.FIRST_MOVE_REFUSED, E.RESET])
+@pytest.mark.parametrize("event", [E.PARK, E.FIRST_MOVE_REFUSED, E.RESET])
 def test_whatever_ends_a_motion_well_parks(phase: ArmPhase, event: ArmEvent) -> None:
     following = next_phase(phase, event)
     assert following.phase is P.PARKING
     assert following.effects[-1] is F.PARK
+
+
+@pytest.mark.parametrize("phase", [P.TELEOP, P.ROLLOUT, P.ABANDONED])
+def test_a_motion_that_has_had_its_time_parks(phase: ArmPhase) -> None:
+    assert next_phase(phase, E.OVERDUE).effects == (F.PARK,)
+
+
+def test_a_person_who_corrects_is_not_cut_short() -> None:
+    assert next_phase(P.TAKEOVER, E.OVERDUE).phase is P.TAKEOVER
+
+
+@pytest.mark.parametrize("phase", ArmPhase)
+def test_without_its_operator_a_rollout_is_held_at_once_then_parked(phase: ArmPhase) -> None:
+    following = next_phase(phase, E.LEASE_LOST)
+    if phase not in LEASED:
+        assert (following.phase, following.effects) == (phase, ())
+        return
+    assert (following.phase, following.effects) == (P.ABANDONED, (F.HOLD_HERE,))
+    assert next_phase(P.ABANDONED, E.OVERDUE).phase is P.PARKING
+    for event in COMMANDS - {E.PARK}:
+        with pytest.raises(Refused):
+            next_phase(P.ABANDONED, event)
 
 
 @pytest.mark.parametrize("phase", [phase for phase in ArmPhase if phase.moving])
@@ -152,6 +181,10 @@ def test_a_refusal_says_what_to_do() -> None:
         next_phase(P.STOPPED, E.PARK)
     with pytest.raises(Refused, match=r"moving already \(rollout\)"):
         next_phase(P.ROLLOUT, E.TELEOP)
+    with pytest.raises(Refused, match="the arm is teleop: the leader takes over where a policy"):
+        next_phase(P.TELEOP, E.TAKEOVER)
+    with pytest.raises(Refused, match=r"operator is gone; it parks in a moment"):
+        next_phase(P.ABANDONED, E.TELEOP)
     with pytest.raises(Refused, match="energised; park it first"):
         next_phase(P.PARKING, E.CALIBRATE)
     with pytest.raises(Refused, match="is ending"):
@@ -257,6 +290,10 @@ def test_no_sequence_breaks_the_promises(
             assert world.commander is None
         if ended:
             assert after in (P.ENDING, P.ENDED)
+        if event is E.LEASE_LOST:
+            assert after not in LEASED
+        if after is P.TAKEOVER and before is not P.TAKEOVER:
+            assert (before, event) == (P.ROLLOUT, E.TAKEOVER)
         if event in (E.FAULT, E.PORT_LOST, E.CRASH):
             assert after not in SOURCES
             if before in SOURCES:

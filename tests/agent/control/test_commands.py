@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -22,9 +23,13 @@ from agent.control.policy_source import LoadedPolicy, PolicySource
 from agent.control.recorded_tick import record_tick
 from agent.errors import Refused
 from agent.inference.channel import PolicyChannel
+from agent.recording.journal import EpisodeReader
 from agent.recording.session import RecordingSession
 
 QUICK = {"fps": 25.0, "realtime_priority": 0, "max_missed_reads": 10, "park_speed_per_s": 180.0}
+
+
+LEASE_S = 8.0  # longer than any test that does not wait for its end
 
 
 class ScriptedPolicy(PolicySource):
@@ -54,7 +59,7 @@ class Bench(ArmRig):
     """Commands on a controller that runs; a worker for those that wait."""
 
     def __init__(self, folder: Path, **more: Any) -> None:
-        super().__init__(folder, table={"control": QUICK}, **more)
+        super().__init__(folder, table={"control": QUICK, "rollout": {"lease_s": LEASE_S}}, **more)
         self.obey()
         self.controller = self.make(time.monotonic)
         self.recording = RecordingSession(self.config, lambda: self.controller.pacer.missed)
@@ -75,7 +80,8 @@ class Bench(ArmRig):
         super()._subscribe(tick)
         self.commands.tick()
         if self.controller.phase.purpose != "park":
-            record_tick(self.recording, tick)
+            by_person = self.commands.corrected_by_person
+            record_tick(self.recording, tick, intervention=by_person)
 
     def until(self, *phases: ArmPhase) -> None:
         end_s = time.monotonic() + 10.0
@@ -87,6 +93,18 @@ class Bench(ArmRig):
         end_s = time.monotonic() + 10.0
         while len(self.ticks) < count:
             assert time.monotonic() < end_s, f"{len(self.ticks)} ticks"
+            time.sleep(0.005)
+
+    def until_event(self, name: str) -> None:
+        end_s = time.monotonic() + 10.0
+        while name not in [event for event, _ in self.events]:
+            assert time.monotonic() < end_s, f"{self.events}"
+            time.sleep(0.005)
+
+    def until_intervention(self, ticks: int) -> None:
+        end_s = time.monotonic() + 10.0
+        while self.commands.rollout_status()["intervention_ticks"] < ticks:
+            assert time.monotonic() < end_s, "the leader has not got the arm"
             time.sleep(0.005)
 
     def ask(self, name: str, **arguments: Any) -> Future[dict[str, Any]]:
@@ -117,7 +135,15 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def armed(bench: Bench) -> Bench:
     bench.policy.ready = LoadedPolicy("7", 7, "ab", 1.0, None)  # type: ignore[arg-type]
     bench.policy.script.goal = bench.here()
+    bench.controller.lease.begin()
     return bench
+
+
+def saved(bench: Bench) -> EpisodeReader:
+    """The one episode that was kept."""
+    bench.commands.finish_recorded_rollout()
+    [path] = bench.config.journal_dir.glob("*.mcap")
+    return EpisodeReader(path)
 
 
 def test_teleoperation_has_begun_when_the_follower_follows(bench: Bench) -> None:
@@ -299,6 +325,120 @@ def test_a_rollout_tells_what_ended_it(armed: Bench) -> None:
 
     with pytest.raises(Refused, match="no policy is loaded; arm one first"):
         armed.commands.rollout_start(30.0, "t", record=False)
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_the_operator_says_how_an_episode_went(armed: Bench, success: bool) -> None:
+    armed.commands.rollout_start(30.0, "lift", record=True)
+    armed.until_tick(5)
+    verb = "success" if success else "failure"
+    rollout = armed.ask(f"rollout_{verb}").result(10)["rollout"]
+    assert (rollout["outcome"], rollout["success"]) == (verb, success)
+    assert armed.torque == RELEASED
+    reader = saved(armed)
+    assert reader.end is not None and reader.end.success is success
+    assert (reader.meta.source, reader.meta.policy, reader.meta.policy_digest) == (
+        "rollout",
+        "7",
+        "ab",
+    )
+
+
+def test_how_it_went_may_still_be_said_while_the_arm_parks(armed: Bench) -> None:
+    armed.commands.rollout_start(0.3, "lift", record=True)
+    armed.until(ArmPhase.PARKING)
+    rollout = armed.ask("rollout_success").result(10)["rollout"]
+    assert (rollout["outcome"], rollout["success"]) == ("ran its time", True)
+
+
+def test_the_leader_takes_over_when_it_is_near_and_its_ticks_are_marked(armed: Bench) -> None:
+    armed.lead(990)  # too far: the policy is stopped all the same
+    armed.follower.set(1, "Present_Position", 1500)
+    armed.policy.script.goal = armed.here()
+    armed.commands.rollout_start(30.0, "lift", record=True)
+    armed.until_tick(5)
+    armed.commands.rollout_takeover()
+    asked = armed.policy.script.asked
+    armed.until_tick(len(armed.ticks) + 3)
+    status = armed.commands.rollout_status()
+    assert status["takeover"] and "too far" in status["awaited"]
+    assert armed.policy.script.asked == asked
+    held = armed.here()
+    armed.lead(300)
+    armed.until_intervention(5)
+    assert armed.commands.rollout_status()["awaited"] is None
+    assert armed.here() != pytest.approx(held, abs=5.0)
+    armed.policy.script.goal = armed.here()
+    armed.commands.rollout_handback()
+    armed.until_tick(len(armed.ticks) + 5)
+    assert armed.controller.phase is ArmPhase.ROLLOUT
+    assert armed.policy.script.asked > asked
+    armed.commands.rollout_success()
+    told = [sample.intervention for sample, _ in saved(armed).samples()]
+    changes = sum(a != b for a, b in itertools.pairwise(told))
+    assert sum(told) >= 5 and changes == 2  # one stretch, in the middle
+    assert not told[0] and not told[-1]
+
+
+def test_a_takeover_needs_a_rollout_and_a_way_back_a_takeover(armed: Bench) -> None:
+    with pytest.raises(Refused, match="no rollout is running"):
+        armed.commands.rollout_takeover()
+    armed.commands.rollout_start(30.0, "t", record=False)
+    with pytest.raises(Refused, match="the leader takes over where a policy drives"):
+        armed.commands.rollout_handback()
+    armed.commands.rollout_takeover()
+    with pytest.raises(Refused, match="the leader takes over where a policy drives"):
+        armed.commands.rollout_takeover()
+    armed.commands.rollout_stop()
+
+
+def test_no_rollout_begins_without_its_operators_lease(armed: Bench) -> None:
+    armed.controller.lease.end()
+    with pytest.raises(Refused, match="nobody holds the rollout's lease"):
+        armed.commands.rollout_start(5.0, "t", record=False)
+    with pytest.raises(Refused, match="lease is over; arm it again"):
+        armed.commands.rollout_beat("an old one")
+
+
+def test_a_rollout_whose_operator_is_gone_holds_then_parks_and_is_set_aside(
+    armed: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(armed.controller.lease, "lasts_s", 0.3)
+    lease = armed.controller.lease.begin()
+    armed.commands.rollout_start(30.0, "lift", record=True)
+    for _ in range(8):
+        time.sleep(0.1)
+        armed.commands.rollout_beat(lease)
+    assert armed.controller.phase is ArmPhase.ROLLOUT
+    renewed_s = time.monotonic()
+    armed.until(ArmPhase.ABANDONED)
+    assert 0.2 <= time.monotonic() - renewed_s <= 1.0
+    asked = armed.policy.script.asked
+    assert armed.torque == ENERGISED
+    with pytest.raises(Refused, match="lease is over"):
+        armed.commands.rollout_beat(lease)  # too late: it does not go on
+    armed.until(ArmPhase.PARKING)
+    armed.until(ArmPhase.IDLE)
+    armed.until_event("abandoned")
+    assert armed.policy.script.asked == asked
+    assert armed.torque == RELEASED
+    assert armed.policy.loaded is None
+    assert [name for name, _ in armed.events] == ["operator_lost", "released", "abandoned"]
+    status = armed.commands.rollout_status()
+    assert (status["running"], status["outcome"]) == (False, "the rollout's operator is gone")
+    armed.commands.finish_recorded_rollout()
+    assert not list(armed.config.journal_dir.glob("*.mcap"))
+    assert len(list((armed.config.journal_dir / "unfinished").glob("*.part"))) == 1
+
+
+def test_an_operator_who_leaves_between_two_episodes_disarms(
+    armed: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(armed.controller.lease, "lasts_s", 0.1)
+    armed.controller.lease.begin()
+    armed.until_event("abandoned")
+    assert armed.controller.phase is ArmPhase.IDLE
+    assert armed.policy.loaded is None
 
 
 def test_a_policy_that_begins_far_away_is_refused_by_name(armed: Bench) -> None:

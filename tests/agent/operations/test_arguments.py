@@ -35,6 +35,7 @@ def test_no_body_is_no_fields() -> None:
     assert [row.verb for row in OPERATIONS if not takes_nothing(row)] == [
         "calibrate",
         "record_start",
+        "rollout_beat",
         "rollout_start",
     ]
 

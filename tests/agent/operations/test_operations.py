@@ -21,6 +21,7 @@ RECORD = "control:record_start(task=lift)"
 LOAD = "control:rollout_arm(folder=policies/7,policy=7)"
 START = "control:rollout_start(seconds=2.0,task=None,record=False)"
 PARK, PARK_UP = "control:park(energise=False)", "control:park(energise=True)"
+BEAT = "control:rollout_beat(lease=a1)"
 STOP = "control:estop(release=False)"
 
 # What each operation tells whom, in order, and the state after it. Written out, not derived;
@@ -36,7 +37,12 @@ DONE: dict[str, dict[State, tuple[list[str], State]]] = {
         IDLE: (["rollout_arm", LOAD], ROLLOUT),
         ROLLOUT: (["rollout_arm", LOAD], ROLLOUT),
     },
+    "rollout_beat": {ROLLOUT: ([BEAT], ROLLOUT)},
     "rollout_start": {ROLLOUT: ([START], ROLLOUT)},
+    "rollout_takeover": {ROLLOUT: (["control:rollout_takeover()"], ROLLOUT)},
+    "rollout_handback": {ROLLOUT: (["control:rollout_handback()"], ROLLOUT)},
+    "rollout_success": {ROLLOUT: (["control:rollout_success()"], ROLLOUT)},
+    "rollout_failure": {ROLLOUT: (["control:rollout_failure()"], ROLLOUT)},
     "rollout_stop": {ROLLOUT: (["control:rollout_stop()"], ROLLOUT)},
     "rollout_disarm": {ROLLOUT: (["control:rollout_disarm()", "rollout_disarm"], IDLE)},
     "park": {
@@ -65,7 +71,12 @@ REFUSED: dict[str, dict[State, tuple[list[str], State]]] = {
         IDLE: (["rollout_arm", LOAD, "not_started"], IDLE),
         ROLLOUT: (["rollout_arm", LOAD], ROLLOUT),
     },
+    "rollout_beat": {ROLLOUT: ([BEAT], ROLLOUT)},
     "rollout_start": {ROLLOUT: ([START], ROLLOUT)},
+    "rollout_takeover": {ROLLOUT: (["control:rollout_takeover()"], ROLLOUT)},
+    "rollout_handback": {ROLLOUT: (["control:rollout_handback()"], ROLLOUT)},
+    "rollout_success": {ROLLOUT: (["control:rollout_success()"], ROLLOUT)},
+    "rollout_failure": {ROLLOUT: (["control:rollout_failure()"], ROLLOUT)},
     "rollout_stop": {ROLLOUT: (["control:rollout_stop()"], ROLLOUT)},
     "rollout_disarm": {ROLLOUT: (["control:rollout_disarm()"], ROLLOUT)},
     "park": {
