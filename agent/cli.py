@@ -23,6 +23,7 @@ from agent.errors import AgentError, ConfigError, NoTerminal, RequestFailed
 from agent.operations.arguments import ArmName
 from agent.operations.operation import Operation
 from agent.operations.table import OPERATIONS, operation_of
+from agent.places import CONFIG_VARIABLE
 from agent.rollout_operator import RolloutOperator
 from host.command_line import command_group, run_command_line
 from host.keys import Keys
@@ -38,7 +39,7 @@ ROLLOUT_KEYS = {
 }
 KEYS_HELP = "keys: s success, f failure, q stop, t take over with the leader, b back to the policy"
 
-Config = Annotated[Path, typer.Option(envvar="ARMADA_CONFIG", help="agent.toml")]
+Config = Annotated[Path, typer.Option(envvar=CONFIG_VARIABLE, help="agent.toml")]
 Json = Annotated[bool, typer.Option("--json", help="for a machine: JSON on standard output")]
 Episodes = Annotated[int, typer.Option("--episodes", "--num-episodes", metavar="N")]
 

@@ -12,11 +12,12 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from agent.errors import ConfigError
+from agent.places import AGENT_SOCKET, DEFAULT_CONFIG
 from host.settings import BadSettings, Settings, Table, load_settings
 from robot_io.calibration import JOINTS
 
 FEATURES = tuple(f"{joint}.pos" for joint in JOINTS)  # LeRobot's names of the same six numbers
-DEFAULT_CONFIG_PATH = Path("/etc/armada/agent.toml")
+DEFAULT_CONFIG_PATH = Path(DEFAULT_CONFIG)
 MISSING = "write it, or name one by --config"
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its closing zero
 
@@ -285,7 +286,7 @@ class AgentConfig(Settings):
     @property
     def agent_socket(self) -> Path:
         """The API's socket."""
-        return self.run_dir / "agent.sock"
+        return self.state_dir / AGENT_SOCKET
 
     @property
     def inference_socket(self) -> Path:

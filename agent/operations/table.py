@@ -33,6 +33,7 @@ from agent.operations.sequences import (
     within_teleop,
 )
 from agent.operations.state_machine import Event
+from agent.quick_stop import STOPPED
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -166,7 +167,7 @@ OPERATIONS: tuple[Operation, ...] = (
         arguments=Estop,
         event=Event.ESTOP,
         alone=False,
-        said=lambda _: "stopped; `armada reset` lifts the stop and parks the arm",
+        said=lambda _: STOPPED,
     ),
     Operation(
         "reset",

@@ -11,7 +11,8 @@ import types
 import pytest
 import typer
 
-from deploy.command import ROOMS, Room, Rooms, main
+from deploy.command import main
+from deploy.rooms import ROOMS, Room, Rooms
 
 TOP = ["agent", "record", "rollout", "status", "setup", "doctor", "park", "estop", "reset"]
 NAMES = [*TOP, "config", "coordinator", "trials", "twin", "demo"]

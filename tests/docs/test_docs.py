@@ -12,7 +12,7 @@ import click
 import pytest
 import typer
 
-from deploy.command import app
+from deploy.rooms import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
