@@ -155,7 +155,7 @@ class RolloutConfig(Table):
     """Of ONNX Runtime."""
     latency_percentile: float = Field(default=95.0, ge=50, le=100)
     """Of the measured latencies, the one that is planned with."""
-    blend_ticks: int = Field(default=5, ge=0, le=100)
+    blend_ticks: int = Field(default=8, ge=0, le=100)
     """Over how many ticks a new chunk takes over from the old one."""
     max_hold_s: float = Field(default=1.0, gt=0, le=30)
     """Longest wait for a late chunk; then a fault."""

@@ -157,7 +157,7 @@ class Ramp:
         goal = np.asarray(goal, np.float32)
         if self._from is None or not self.active(now_s):
             return goal
-        weight = _smoothstep((now_s - self._began_s) / self.duration_s)
+        weight = smoothstep((now_s - self._began_s) / self.duration_s)
         return (self._from + weight * (goal - self._from)).astype(np.float32)
 
 
@@ -213,7 +213,7 @@ class ParkPlan:
         """The goal ``t_s`` seconds after the beginning, float32 [6]."""
         if self.done(t_s):
             return self.rest.copy()
-        weight = _smoothstep(max(0.0, t_s) / self.duration_s)
+        weight = smoothstep(max(0.0, t_s) / self.duration_s)
         return (self.present + weight * (self.rest - self.present)).astype(np.float32)
 
     def done(self, t_s: float) -> bool:
@@ -221,7 +221,8 @@ class ParkPlan:
         return t_s >= self.duration_s
 
 
-def _smoothstep(x: float) -> float:
+def smoothstep(x: float) -> float:
+    """From 0 to 1 while ``x`` does, without speed at either end."""
     return x * x * (3.0 - 2.0 * x)
 
 

@@ -276,7 +276,7 @@ def test_after_a_hold_the_next_chunk_is_joined_from_the_held_action() -> None:
     second = schedule.ask(12)
     assert second is not None
     schedule.offer(second, np.full((CHUNK, SIZE), 8.0, np.float32), 13)
-    assert [played(schedule, tick) for tick in (13, 14, 15, 16)] == [2.0, 4.0, 6.0, 8.0]
+    assert [played(schedule, tick) for tick in (13, 14, 15, 16)] == [1.25, 4.0, 6.75, 8.0]
 
 
 def test_what_was_held_is_the_action_last_played_not_one_that_was_skipped() -> None:
@@ -410,12 +410,32 @@ def test_no_jump_is_larger_than_the_chunks_and_the_blend_allow(
             apart = abs(old_at(tick - 1) - new_at(tick - 1))
         blending = tick < join + blend + 1
         allowed = max(steps) if blending else steps[-1]
-        allowed += apart / (blend + 1) if blending else 0.0
+        allowed += 1.5 * apart / (blend + 1) if blending else 0.0
         assert abs(float(now[0]) - float(before[0])) <= allowed + 1e-3
         low, high = sorted((old_at(tick), new_at(tick)))
         assert low - 1e-3 <= float(now[0]) <= high + 1e-3
         if not blending:
             assert float(now[0]) == np.float32(new_at(tick))
+
+
+@pytest.mark.parametrize("blend", [5, 8, 10])
+def test_a_join_has_half_of_the_jerk_of_a_straight_line_or_less(blend: int) -> None:
+    size = 3 * blend
+    schedule = ChunkScheduler(
+        ScheduleRules(fps=FPS, blend_ticks=blend, replan_ticks=1, min_replan_ticks=1),
+        chunk_size=size,
+        action_size=1,
+    )
+    first = schedule.ask(0)
+    assert first is not None
+    schedule.offer(first, np.zeros((size, 1), np.float32), 0)
+    path = [schedule.step(tick, 0.0).action for tick in range(5)]
+    second = schedule.ask(5)
+    assert second is not None
+    schedule.offer(second, np.ones((size, 1), np.float32), 5)
+    path += [schedule.step(tick, 0.0).action for tick in range(5, size)]
+    jerk = np.diff(np.array([float(action[0]) for action in path if action is not None]), 3)
+    assert np.abs(jerk).max() <= 0.5 / (blend + 1)
 
 
 class AnyLoop(RuleBasedStateMachine):
