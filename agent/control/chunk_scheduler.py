@@ -178,6 +178,16 @@ class ChunkScheduler:
         """Return how many actions from `tick` on are still to be played."""
         return max(0, self._plan.end_tick - tick) if self._plan else 0
 
+    def upcoming(self, tick: int) -> Actions:
+        """Return what would be played from `tick` on, f32 [N, A]; N is 0 with nothing left.
+
+        A policy that continues a chunk (real-time chunking) is given these as the chunk before;
+        the first `latency_ticks` of them will have been played when its answer comes.
+        """
+        if self._plan is None or not self.remaining_ticks(tick):
+            return np.zeros((0, self.action_size), np.float32)
+        return self._plan.rows[max(0, tick - self._plan.start_tick) :].copy()
+
     def due(self, tick: int) -> bool:
         """Return whether `ask` would ask now."""
         rules = self.rules

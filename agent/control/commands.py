@@ -167,6 +167,7 @@ class Commands:
             missed_before=controller.pacer.missed,
         )
         self._started_s = self._clock()
+        self._policy.task = task or ""
         try:
             if record:
                 self._recording.start(task or "rollout", self._calibration_digest(), loaded)

@@ -77,6 +77,7 @@ class PolicySource:
         self._loading = False
         self._ready: _Ready | None = None
         self._ids = itertools.count(1)
+        self.task = ""  # what the next episode is to do, in words; set between episodes
         # Of the running episode; the loop's thread alone.
         self._episode: _Ready | None = None
         self._fault: str | None = None
@@ -247,7 +248,12 @@ class PolicySource:
         request = episode.scheduler.ask(observation.tick)
         assert request is not None  # it was due
         self._asked_s[request] = now_s
-        header = {"kind": "infer", "id": request, "digest": episode.loaded.digest}
+        header = {
+            "kind": "infer",
+            "id": request,
+            "digest": episode.loaded.digest,
+            "task": self.task,
+        }
         self._channel.submit(header, inputs)
 
     def _inputs(self, episode: _Ready, observation: Observation) -> dict[str, Array] | None:

@@ -418,6 +418,19 @@ def test_no_jump_is_larger_than_the_chunks_and_the_blend_allow(
             assert float(now[0]) == np.float32(new_at(tick))
 
 
+def test_what_is_still_to_be_played_is_told_for_a_policy_that_continues_it() -> None:
+    schedule = scheduler(blend_ticks=0)
+    assert schedule.upcoming(0).shape == (0, SIZE)
+    request = schedule.ask(0)
+    assert request is not None
+    schedule.offer(request, chunk_of(0), 2)
+    left = schedule.upcoming(5)
+    assert left[:, 0].tolist() == [float(tick) for tick in range(5, CHUNK)]
+    left[:] = 0.0  # a copy: what is played does not change
+    assert played(schedule, 5) == 5.0
+    assert schedule.upcoming(CHUNK).shape == (0, SIZE)
+
+
 @pytest.mark.parametrize("blend", [5, 8, 10])
 def test_a_join_has_half_of_the_jerk_of_a_straight_line_or_less(blend: int) -> None:
     size = 3 * blend
