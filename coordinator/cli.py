@@ -1,4 +1,4 @@
-"""`armada coordinator`: init, enrol, superlink, run, status, command, audit."""
+"""`armada coordinator`: init, enrol, superlink, run, status, evaluation, command, audit."""
 
 from __future__ import annotations
 
@@ -157,6 +157,33 @@ def status_lines(document: dict[str, Any]) -> list[str]:
     lines += [f"  ! {line}" for line in document["leaks"]]
     for refused in document["refused"]:
         lines.append(f"  refused round {refused['round']}: {refused['reason']}")
+    return lines
+
+
+@app.command()
+def evaluation(folder: Folder, as_json: AsJson = False) -> None:
+    """Show how accurate each round's policy is on each robot and joint."""
+    with OperatorClient(folder) as client:
+        rows = client.status()["evaluation"]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for line in evaluation_lines(rows):
+        print(line)
+
+
+def evaluation_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The matrix for people: held-out errors in joint units, a round a line; then each joint's."""
+    if not rows:
+        return ["no robot has reported a held-out error yet"]
+    robots = sorted({agent for row in rows for agent in row["robots"]})
+    lines = ["  ".join(["round", *(f"{name:>10}" for name in [*robots, "mean", "elsewhere"])])]
+    for row in rows:
+        errors = [row["robots"].get(agent, {}).get("action_mae") for agent in robots]
+        cells = [*errors, row["mean"], row["generalisation"]]
+        shown = ["-" if cell is None else f"{cell:.3g}" for cell in cells]
+        lines.append("  ".join([f"{row['round']:5}", *(f"{cell:>10}" for cell in shown)]))
+    lines += [f"  {name}: {error:.3g}" for name, error in rows[-1]["joints"].items()]
     return lines
 
 

@@ -284,9 +284,9 @@ class ReleaseGateConfig(Table):
     round to 4."""
     trials_command: tuple[str, ...] = ()
     """Command that tries a policy in closed loop: its words, "{policy}" for the folder and
-    "{report}" for the file to write among them, such as ["armada", "trials", "{policy}", "--trials",
-    "200", "--json", "{report}"]. With 200 trials both errors of the rule stay at 5 %, as long as no
-    more than one place in ten turns out otherwise by chance. Empty: no trials."""
+    "{report}" for the file to write among them, such as ["armada", "trials", "{policy}",
+    "--trials", "200", "--json", "{report}"]. With 200 trials both errors of the rule stay at 5 %,
+    as long as no more than one place in ten turns out otherwise by chance. Empty: no trials."""
     trials_limit_s: Seconds = 1800.0
     """What the command may take."""
     trials_margin: Annotated[float, Field(gt=0, lt=1)] = 0.1

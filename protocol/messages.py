@@ -33,6 +33,7 @@ MAX_PAYLOAD_BYTES = 64 * 1024
 # What a robot may claim of its held-out errors. So many bases and episodes fit into one payload.
 MAX_REPORTED_BASES = 4
 MAX_REPORTED_EPISODES = 64
+MAX_REPORTED_JOINTS = 32
 MAX_EPISODE_FRAMES = 10**6
 MAX_HELD_OUT_FRAMES = 10**8
 MAX_ACTION_ERROR = 1e6  # raw joint units; a joint has 360 degrees
@@ -125,13 +126,17 @@ class EpisodeError(WireModel):
 
 
 class HeldOutReport(WireModel):
-    """Error of one base on the episodes this robot kept aside, the newest of them one by one."""
+    """Error of one base on the episodes this robot kept aside, the newest of them one by one.
+
+    `joints`: mean absolute error of each action, in the order of the policy's action names.
+    """
 
     round: Count
     action_mae: ActionError
     loss: Annotated[float, Field(ge=-MAX_LOSS, le=MAX_LOSS)]
     frames: Annotated[int, Field(ge=0, le=MAX_HELD_OUT_FRAMES)]
     episodes: Annotated[tuple[EpisodeError, ...], Field(max_length=MAX_REPORTED_EPISODES)] = ()
+    joints: Annotated[tuple[ActionError, ...], Field(max_length=MAX_REPORTED_JOINTS)] = ()
 
     @model_validator(mode="after")
     def _adds_up(self) -> HeldOutReport:

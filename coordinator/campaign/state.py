@@ -16,6 +16,7 @@ from coordinator.campaign.reply import AnyReply
 from protocol.eligibility import MAX_BASES
 from protocol.episode_keys import EpisodeKey
 from protocol.messages import MAX_REPORTED_BASES, Features, HeldOutReport
+from protocol.trials import SuccessRate
 
 # History kept in the state; everything older is in the audit log.
 MAX_HISTORY = 200
@@ -93,17 +94,19 @@ class Candidate(_Model):
 class Evaluation(_Model):
     """Held-out reports on one base; `action_mae` is weighted by frames, in raw joint units.
 
-    `grounds`: one line each on what the release gate let it pass.
+    `grounds`: one line each on what the release gate let it pass. `success`: task -> rate, where it
+    was tried in closed loop.
     """
 
     reports: dict[str, HeldOutReport]
     action_mae: float
     complete: bool
     grounds: list[str] = []
+    success: dict[str, SuccessRate] = {}
 
 
-# To dump an Evaluation by: errors by episode are for the release gate, not for a manifest.
-WITHOUT_EPISODES: dict[str, Any] = {"reports": {"__all__": {"episodes"}}}
+# To dump an Evaluation by: errors by episode and joint would fill a manifest.
+WITHOUT_DETAILS: dict[str, Any] = {"reports": {"__all__": {"episodes", "joints"}}}
 
 
 class ReleaseRecord(_Model):

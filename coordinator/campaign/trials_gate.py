@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from coordinator.config import ReleaseGateConfig
-from protocol.trials import TrialRecord, TrialsReport
+from protocol.trials import SuccessRate, TrialRecord, TrialsReport
 
 
 @dataclass(frozen=True)
 class TrialsVerdict:
-    """`line`: the grounds on which it passed, or why it is refused."""
+    """`line`: the grounds on which it passed, or why it is refused. `task`, `rate`: what it did."""
 
     passed: bool
     line: str
+    task: str
+    rate: SuccessRate
 
 
 def judge_trials(
@@ -30,23 +32,10 @@ def judge_trials(
 ) -> TrialsVerdict:
     """The candidate's trials against its predecessor's; None: there was no release before."""
     if predecessor is None:
-        return _judge_first(candidate, rules)
-    if not same_placements(candidate, predecessor):
-        return TrialsVerdict(
-            False, "closed loop: the two policies were not tried at the same places"
-        )
-    pairs = list(zip(candidate.trials, predecessor.trials, strict=True))
-    gained = sum(new.succeeded and not old.succeeded for new, old in pairs)
-    lost = sum(old.succeeded and not new.succeeded for new, old in pairs)
-    sure = non_inferior(gained, lost, len(pairs), rules.trials_margin) >= rules.confidence
-    line = (
-        f"closed loop: {_rate(candidate)} against {_rate(predecessor)} of the last release at the "
-        f"same places ({gained} gained, {lost} lost)"
-    )
-    if sure:
-        return TrialsVerdict(True, line)
-    doubt = f"not within {rules.trials_margin:.0%} of it with {rules.confidence:.0%} confidence"
-    return TrialsVerdict(False, f"{line}; {doubt}")
+        passed, line = _judge_first(candidate, rules)
+    else:
+        passed, line = _judge_pairs(candidate, predecessor, rules)
+    return TrialsVerdict(passed, f"closed loop: {line}", candidate.task, candidate.overall)
 
 
 def same_placements(one: TrialsReport, other: TrialsReport) -> bool:
@@ -75,16 +64,32 @@ def non_inferior(gained: int, lost: int, pairs: int, margin: float) -> float:
     return NormalDist().cdf((gained - lost + pairs * margin) / math.sqrt(variance))
 
 
-def _judge_first(candidate: TrialsReport, rules: ReleaseGateConfig) -> TrialsVerdict:
-    line = f"closed loop: {_rate(candidate)}"
-    successes, rate = candidate.overall.successes, candidate.overall.rate
-    if 0.5**successes > 1.0 - rules.confidence:
-        return TrialsVerdict(
-            False, f"{line}, with {rules.confidence:.0%} confidence no better than holding still"
-        )
-    if rate < rules.trials_least:
-        return TrialsVerdict(False, f"{line}, a first release needs {rules.trials_least:.0%}")
-    return TrialsVerdict(True, line)
+def _judge_first(candidate: TrialsReport, rules: ReleaseGateConfig) -> tuple[bool, str]:
+    line = _rate(candidate)
+    if 0.5**candidate.overall.successes > 1.0 - rules.confidence:
+        doubt = f"with {rules.confidence:.0%} confidence no better than holding still"
+        return False, f"{line}, {doubt}"
+    if candidate.overall.rate < rules.trials_least:
+        return False, f"{line}, a first release needs {rules.trials_least:.0%}"
+    return True, line
+
+
+def _judge_pairs(
+    candidate: TrialsReport, predecessor: TrialsReport, rules: ReleaseGateConfig
+) -> tuple[bool, str]:
+    if not same_placements(candidate, predecessor):
+        return False, "the two policies were not tried at the same places"
+    pairs = list(zip(candidate.trials, predecessor.trials, strict=True))
+    gained = sum(new.succeeded and not old.succeeded for new, old in pairs)
+    lost = sum(old.succeeded and not new.succeeded for new, old in pairs)
+    line = (
+        f"{_rate(candidate)} against {_rate(predecessor)} of the last release at the same places "
+        f"({gained} gained, {lost} lost)"
+    )
+    if non_inferior(gained, lost, len(pairs), rules.trials_margin) >= rules.confidence:
+        return True, line
+    doubt = f"not within {rules.trials_margin:.0%} of it with {rules.confidence:.0%} confidence"
+    return False, f"{line}; {doubt}"
 
 
 def _place(trial: TrialRecord) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from coordinator.campaign.actions import BuiltBase
 from coordinator.campaign.state import (
-    WITHOUT_EPISODES,
+    WITHOUT_DETAILS,
     Base,
     CampaignState,
     Export,
@@ -72,7 +72,7 @@ def export_release(
             "version": export.version,
             "round": candidate.round,
             "base_digest": candidate.digest,
-            "evaluation": evaluation.model_dump(mode="json", exclude=WITHOUT_EPISODES),
+            "evaluation": evaluation.model_dump(mode="json", exclude=WITHOUT_DETAILS),
             "contributors": state.contributors,
             "created_unix_s": now_unix_s,
         }
@@ -89,8 +89,12 @@ def export_release(
         if verdict is not None:
             if not verdict.passed:
                 return verdict.line
-            grounds = [*evaluation.grounds, verdict.line]
-            evaluation = evaluation.model_copy(update={"grounds": grounds})
+            evaluation = evaluation.model_copy(
+                update={
+                    "grounds": [*evaluation.grounds, verdict.line],
+                    "success": {verdict.task: verdict.rate},
+                }
+            )
         repository.publish(part, export.version)
         return ReleaseRecord(
             version=export.version,

@@ -6,9 +6,12 @@ import json
 from typing import Any
 
 from coordinator.campaign.campaign import Campaign
+from coordinator.campaign.evaluation import evaluate_rounds
 from coordinator.campaign.leaks import explain_leak
-from coordinator.campaign.state import WITHOUT_EPISODES
+from coordinator.campaign.state import WITHOUT_DETAILS
 from coordinator.config import CoordinatorConfig
+
+EVALUATED_ROUNDS = 50
 
 
 def make_snapshot(
@@ -18,8 +21,8 @@ def make_snapshot(
 
     unix_s, fleet; campaign {phase, round, rounds, base_digest, next_window_s, window};
     agents {id: {connected, heard_s_ago, status}}; windows, rounds (oldest first);
-    held_out {round: {agent: {round, action_mae, loss, frames}}}; candidates, export, releases,
-    refused, leaks;
+    held_out {round: {agent: {round, action_mae, loss, frames}}}; evaluation, the rows of
+    coordinator.campaign.evaluation; candidates, export, releases, refused, leaks;
     bytes {up, down}; broker, flower, events.
     """
     state = campaign.state
@@ -27,7 +30,7 @@ def make_snapshot(
     by_round = {entry.digest: entry.round for entry in state.bases}
     held_out = {
         str(by_round[digest]): {
-            agent: report.model_dump(mode="json", exclude={"episodes"})
+            agent: report.model_dump(mode="json", exclude={"episodes", "joints"})
             for agent, report in sorted(reports.items())
         }
         for digest, reports in state.held_out.items()
@@ -49,12 +52,15 @@ def make_snapshot(
         "windows": [record.model_dump(mode="json") for record in state.windows],
         "rounds": [summary.model_dump(mode="json") for summary in state.rounds],
         "held_out": held_out,
+        "evaluation": [
+            row.model_dump(mode="json") for row in evaluate_rounds(state, EVALUATED_ROUNDS)
+        ],
         "candidates": [candidate.model_dump(mode="json") for candidate in state.candidates],
         "export": None
         if state.export is None
-        else state.export.model_dump(mode="json", exclude={"evaluation": WITHOUT_EPISODES}),
+        else state.export.model_dump(mode="json", exclude={"evaluation": WITHOUT_DETAILS}),
         "releases": [
-            release.model_dump(mode="json", exclude={"evaluation": WITHOUT_EPISODES})
+            release.model_dump(mode="json", exclude={"evaluation": WITHOUT_DETAILS})
             for release in state.releases
         ],
         "refused": [refused.model_dump(mode="json") for refused in state.refused],

@@ -18,6 +18,7 @@ from protocol.messages import (
     MAX_PAYLOAD_BYTES,
     MAX_REPORTED_BASES,
     MAX_REPORTED_EPISODES,
+    MAX_REPORTED_JOINTS,
     AgentEvent,
     AgentStatus,
     Answer,
@@ -210,6 +211,9 @@ def held_out(**fields: Any) -> bytes:
         {"episodes": [episode(), episode()]},
         {"episodes": [episode(key=f"{n:016x}") for n in range(MAX_REPORTED_EPISODES + 1)]},
         {"episodes": [episode(task="pick the red cube")]},
+        {"joints": [-1.0]},
+        {"joints": [float("nan")]},
+        {"joints": [1.0] * (MAX_REPORTED_JOINTS + 1)},
     ],
 )
 def test_a_held_out_claim_beyond_its_bounds_is_refused(fields: dict[str, Any]) -> None:
@@ -236,6 +240,7 @@ def test_a_status_with_as_many_held_out_episodes_as_are_allowed_fits_into_a_payl
             )
             for n in range(MAX_REPORTED_EPISODES)
         ),
+        joints=(1.23457e-05,) * MAX_REPORTED_JOINTS,
     )
     status = AgentStatus(
         envelope=envelope(),

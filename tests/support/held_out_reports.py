@@ -16,6 +16,7 @@ def report(
     hold_still: float = 20.0,
     nearest: float = 10.0,
     first: int = 0,
+    joints: Sequence[float] = (),
 ) -> HeldOutReport:
     """One error for all episodes or one for each; `frames` of each; keys count from `first`."""
     errors = [error] * episodes if isinstance(error, (int, float)) else list(error)
@@ -34,4 +35,5 @@ def report(
             )
             for number, each in enumerate(errors)
         ),
+        joints=tuple(joints),
     )

@@ -152,9 +152,8 @@ def test_closed_loop_trials_stand_beside_the_grounds(tmp_path: Path) -> None:
     site = trials_site(tmp_path, [True] * 30 + [False] * 10)
     done = site.publish()
     assert isinstance(done, ReleaseRecord)
-    assert done.evaluation.grounds == [
-        "held out", "closed loop: 30 of 40 trials of lift (75%)",
-    ]  # fmt: skip
+    assert done.evaluation.grounds == ["held out", "closed loop: 30 of 40 trials of lift (75%)"]
+    assert done.evaluation.success["lift"].rate == 0.75
 
 
 def test_a_successor_is_tried_at_the_places_of_its_predecessor(tmp_path: Path) -> None:
