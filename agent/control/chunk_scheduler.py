@@ -184,7 +184,7 @@ class ChunkScheduler:
         A policy that continues a chunk (real-time chunking) is given these as the chunk before;
         the first `latency_ticks` of them will have been played when its answer comes.
         """
-        if self._plan is None or not self.remaining_ticks(tick):
+        if self._plan is None:
             return np.zeros((0, self.action_size), np.float32)
         return self._plan.rows[max(0, tick - self._plan.start_tick) :].copy()
 

@@ -438,6 +438,104 @@ def test_a_time_set_for_a_rollout_does_not_end_the_next_motion(rig: ArmRig) -> N
     assert rig.controller.phase is ArmPhase.TELEOP
 
 
+# -- a person in charge --------------------------------------------------------------------------
+
+
+def test_without_its_operator_a_rollout_holds_where_it_is_then_parks(rig: ArmRig) -> None:
+    rig.obey()
+    rig.step()
+    source = Script(rig.here() + 20)
+    run = rig.controller.start_motion(source, "rollout", seconds=60.0)
+    rig.controller.lease.begin()
+    for _ in range(5):
+        rig.step()  # half a second: it goes on
+    assert rig.controller.phase is ArmPhase.ROLLOUT
+    assert until(rig, ArmPhase.ABANDONED) == pytest.approx(0.6, abs=1.5 * PERIOD_S)
+    assert rig.events == [("operator_lost", "the rollout's operator is gone")]
+    here, asked = rig.positions, source.asked
+    assert (source.ended, rig.torque) == (1, ENERGISED)
+    assert until(rig, ArmPhase.PARKING) == pytest.approx(2.0, abs=1.5 * PERIOD_S)
+    assert (rig.positions, source.asked) == (here, asked)
+    assert not run.parked.done()
+    until(rig, ArmPhase.IDLE)
+    assert run.parked.result(0) is None
+    assert [name for name, _ in rig.events] == ["operator_lost", "released", "abandoned"]
+    rig.step(3)
+    assert len(rig.events) == 3  # told once
+
+
+def test_an_operator_who_is_heard_of_keeps_the_rollout(rig: ArmRig) -> None:
+    rig.step()
+    rig.controller.start_motion(Script(rig.here()), "rollout")
+    lease = rig.controller.lease.begin()
+    for _ in range(30):
+        rig.step()
+        rig.controller.lease.renew(lease)
+    assert rig.controller.phase is ArmPhase.ROLLOUT
+    rig.controller.lease.end()
+    rig.step(30)
+    assert rig.controller.phase is ArmPhase.ROLLOUT
+
+
+def test_only_the_newest_operator_renews(rig: ArmRig) -> None:
+    first = rig.controller.lease.begin()
+    second = rig.controller.lease.begin()
+    rig.controller.lease.renew(second)
+    with pytest.raises(Refused, match="lease is over"):
+        rig.controller.lease.renew(first)
+
+
+def test_an_operator_who_is_gone_while_the_arm_rests_is_told_at_once(rig: ArmRig) -> None:
+    rig.step()
+    rig.controller.lease.begin()
+    rig.step(12)
+    assert [name for name, _ in rig.events] == ["operator_lost", "abandoned"]
+    assert rig.torque == RELEASED
+
+
+def test_the_time_of_a_takeover_is_not_the_policys(rig: ArmRig) -> None:
+    rig.obey()
+    rig.step()
+    policy, leader = Script(rig.here()), Script(rig.here())
+    rig.controller.start_motion(policy, "rollout", seconds=2.0)
+    rig.step(10)
+    rig.controller.take_over(leader)
+    rig.step(40)
+    assert rig.controller.phase is ArmPhase.TAKEOVER
+    assert (policy.ended, leader.begun) == (1, 1)
+    rig.controller.hand_back(policy)
+    assert until(rig, ArmPhase.PARKING) == pytest.approx(1.0, abs=1.5 * PERIOD_S)
+    assert (leader.ended, policy.begun) == (1, 2)
+
+
+def test_a_leader_that_is_far_holds_the_arm_until_it_comes_near(rig: ArmRig) -> None:
+    rig.obey()
+    rig.step()
+    policy, leader = Script(rig.here()), Script(rig.here() + 95)
+    rig.controller.start_motion(policy, "rollout")
+    rig.step(2)
+    rig.controller.take_over(leader)
+    here = rig.positions
+    rig.step(5)
+    motion = rig.controller.motion
+    assert motion is not None
+    assert motion.awaited is not None and "too far" in motion.awaited
+    assert (rig.controller.phase, rig.positions) == (ArmPhase.TAKEOVER, here)
+    leader.goal = rig.here() + 5
+    rig.step(20)
+    assert motion.awaited is None and motion.in_step
+    assert rig.here() == pytest.approx(leader.goal, abs=0.5)
+
+
+def test_a_takeover_that_is_refused_changes_nothing(rig: ArmRig) -> None:
+    source, _ = begin(rig)
+    with pytest.raises(Refused, match="where a policy drives"):
+        rig.controller.take_over(Script(rig.here()))
+    asked = source.asked
+    rig.step()
+    assert source.asked == asked + 1
+
+
 # -- calibration -------------------------------------------------------------------------------
 
 

@@ -420,10 +420,12 @@ def test_no_jump_is_larger_than_the_chunks_and_the_blend_allow(
 
 def test_what_is_still_to_be_played_is_told_for_a_policy_that_continues_it() -> None:
     schedule = scheduler(blend_ticks=0)
-    assert schedule.upcoming(0).shape == (0, SIZE)
+    assert (schedule.upcoming(0).shape, schedule.upcoming(0).dtype) == ((0, SIZE), np.float32)
     request = schedule.ask(0)
     assert request is not None
     schedule.offer(request, chunk_of(0), 2)
+    whole = [float(tick) for tick in range(2, CHUNK)]
+    assert schedule.upcoming(1)[:, 0].tolist() == schedule.upcoming(2)[:, 0].tolist() == whole
     left = schedule.upcoming(5)
     assert left[:, 0].tolist() == [float(tick) for tick in range(5, CHUNK)]
     left[:] = 0.0  # a copy: what is played does not change
