@@ -345,3 +345,10 @@ def test_of_several_observations_that_wait_only_the_newest_is_worked_on(
     ]
     assert [header["id"] for header, _ in rig.server.answer(asked)] == [4]
     assert rig.server.status()["superseded"] == 4
+
+
+def test_a_policy_is_told_the_task_with_each_observation(armed: Rig) -> None:
+    armed.source.task = "stack the cubes"
+    armed.begin(0)
+    [request] = armed.requests()
+    assert (request.kind, request.header["task"]) == ("infer", "stack the cubes")
