@@ -22,7 +22,7 @@ from agent.control.chunk_scheduler import ChunkScheduler, Offer, ScheduleRules
 from agent.control.observation import Observation, SourceAction
 from agent.inference.channel import GONE, PolicyChannel
 from agent.inference.errors import BadFrame, EpisodeRunning
-from agent.inference.wire import Array, InferenceMessage
+from agent.inference.wire import UPCOMING, Array, InferenceMessage
 from agent.policies.errors import PolicyRefused
 from policy.errors import BadSpec
 from policy.spec import ENVIRONMENT, STATE, PolicySpec
@@ -253,7 +253,9 @@ class PolicySource:
             "id": request,
             "digest": episode.loaded.digest,
             "task": self.task,
+            "delay_ticks": episode.scheduler.latency_ticks,
         }
+        inputs[UPCOMING] = episode.scheduler.upcoming(observation.tick)
         self._channel.submit(header, inputs)
 
     def _inputs(self, episode: _Ready, observation: Observation) -> dict[str, Array] | None:

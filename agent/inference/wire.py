@@ -31,6 +31,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "i8": np.dtype("<i8"),
 }
 
+# Beside an observation: what the arm will play from its tick on, f32 [N, A]; a policy that
+# continues a chunk needs it, and with it the header's `delay_ticks`.
+UPCOMING = "upcoming"
+
 _PREFIX = struct.Struct("<4sII")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -21,6 +21,7 @@ from agent.control.policy_source import PolicySource
 from agent.inference.channel import InferenceEnd, PolicyChannel
 from agent.inference.errors import EpisodeRunning
 from agent.inference.process import PolicyServer
+from agent.inference.wire import UPCOMING
 from agent.inference.wire import InferenceMessage as ChannelFrame
 from agent.policies.compatibility import RobotSignature
 from agent.policies.errors import PolicyRefused
@@ -352,3 +353,21 @@ def test_a_policy_is_told_the_task_with_each_observation(armed: Rig) -> None:
     armed.begin(0)
     [request] = armed.requests()
     assert (request.kind, request.header["task"]) == ("infer", "stack the cubes")
+
+
+def test_a_policy_is_told_what_the_arm_will_play_until_its_answer_comes(armed: Rig) -> None:
+    armed.begin(0)
+    [request] = armed.requests()
+    assert request.arrays[UPCOMING].shape == (0, 6)
+    for header, arrays in armed.server.answer([request]):
+        armed.far.send(header, arrays)
+    armed.until(lambda: armed.act(1).goal is not None)
+    for tick in range(2, 40):
+        armed.act(tick)
+        frames = armed.far.receive(0.0)
+        if frames:
+            break
+    left = armed.source._episode.scheduler.upcoming(tick)  # type: ignore[union-attr]
+    assert len(left) > 0
+    assert frames[0].arrays[UPCOMING].tolist() == left.tolist()
+    assert frames[0].header["delay_ticks"] >= 1
