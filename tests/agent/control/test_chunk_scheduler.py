@@ -418,6 +418,23 @@ def test_no_jump_is_larger_than_the_chunks_and_the_blend_allow(
             assert float(now[0]) == np.float32(new_at(tick))
 
 
+@pytest.mark.parametrize(
+    ("chunk", "replan", "min_replan", "blend"),
+    [(100, 10, 4, 8), (20, 10, 4, 8), (15, 7, 4, 7), (6, 3, 3, 3), (1, 1, 1, 0)],
+)
+def test_a_short_chunk_is_asked_for_by_half_of_it_and_blended_by_then(
+    chunk: int, replan: int, min_replan: int, blend: int
+) -> None:
+    rules = ScheduleRules(fps=FPS, max_hold_s=0.7).for_chunk(chunk)
+    assert (rules.replan_ticks, rules.min_replan_ticks, rules.blend_ticks) == (
+        replan,
+        min_replan,
+        blend,
+    )
+    assert rules.max_hold_s == 0.7
+    assert all(isinstance(number, int) for number in (rules.replan_ticks, rules.blend_ticks))
+
+
 def test_what_is_still_to_be_played_is_told_for_a_policy_that_continues_it() -> None:
     schedule = scheduler(blend_ticks=0)
     assert (schedule.upcoming(0).shape, schedule.upcoming(0).dtype) == ((0, SIZE), np.float32)
