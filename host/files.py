@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 type FileStamp = tuple[int, int, int]
 
@@ -15,13 +18,23 @@ def write_durable(path: Path, content: bytes, mode: int = 0o644) -> None:
     A reader sees the old bytes or the new ones, never a mixture. The folder is made when it is
     missing. Raises OSError; `path` then still holds what it held.
     """
+    with durable_file(path, mode) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def durable_file(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """The same for what is too large to hold: a file to fill, which replaces `path` at the end.
+
+    An exception inside leaves `path` as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             os.fchmod(stream.fileno(), mode)
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

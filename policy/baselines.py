@@ -47,7 +47,10 @@ def nearest_demonstration_mae(
     candidates = np.arange(0, len(known), step)
     known = known[candidates]
     half_square = 0.5 * (known**2).sum(axis=1)
-    actions, last = demonstrated.vectors[ACTION], last_frames(demonstrated.episode)
+    actions, last = (
+        demonstrated.vectors[ACTION],
+        last_frames(demonstrated.episode, demonstrated.numbers),
+    )
     errors = []
     for rows in _blocks(len(wanted)):
         nearest = candidates[np.argmin(half_square - wanted[rows] @ known.T, axis=1)]
@@ -69,7 +72,7 @@ def _inputs(frames: Frames, spec: PolicySpec, normalizer: Normalizer) -> Array:
 
 def _chunk_mae(frames: Frames, rows: Array, predicted: Array, chunk_size: int) -> Array:
     """Mean over joints and the chunk [n, C, A] that begins at each of the rows; float64 [n]."""
-    last = last_frames(frames.episode)[rows, None]
+    last = last_frames(frames.episode, frames.numbers)[rows, None]
     wanted = rows[:, None] + np.arange(chunk_size)
     valid = wanted <= last
     error = np.abs(predicted - frames.vectors[ACTION][np.minimum(wanted, last)])

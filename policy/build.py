@@ -68,7 +68,7 @@ def build_config(spec: PolicySpec) -> Any:
         device="cpu",
         push_to_hub=False,
         optimizer_lr=spec.learning_rate,
-        optimizer_weight_decay=spec.weight_decay,
+        **({} if spec.weight_decay is None else {"optimizer_weight_decay": spec.weight_decay}),
         **kind.config(spec),
     )
 

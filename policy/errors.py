@@ -61,3 +61,15 @@ class BadManifest(PolicyError, ValueError):
 
 class BadPolicyFolder(PolicyError, ValueError):
     """A policy's folder that is not whole: a file is missing, damaged or not what it should be."""
+
+
+class NoSuchDevice(PolicyError, LookupError):
+    """Training is to run on a device that this host does not have."""
+
+
+class TooLittleMemory(PolicyError, MemoryError):
+    """Not even one frame can be trained on in the memory that there is."""
+
+
+class BadCheckpoint(PolicyError, ValueError):
+    """A file that is no checkpoint of this policy's training."""

@@ -64,8 +64,8 @@ class PolicySpec(BaseModel):
     """The rate's factor from round to round. Averages of models trained on different data converge
     only if the steps get smaller (Li et al. 2020, "On the convergence of FedAvg on non-IID data").
     """
-    weight_decay: float = Field(default=1e-4, ge=0.0)
-    """Of AdamW."""
+    weight_decay: float | None = Field(default=None, ge=0.0)
+    """Of the optimiser; absent: LeRobot's for the kind."""
     batch_size: int = Field(default=32, gt=0)
     """Frames a step."""
 
