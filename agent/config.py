@@ -24,6 +24,7 @@ MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its closing zero
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Pose = tuple[float, float, float, float, float, float]
 Row = tuple[float, float, float]
+type Source = Literal["teleoperation", "rollout", "intervention"]
 
 
 class RobotConfig(Table):
@@ -137,6 +138,22 @@ class TrainingConfig(Table):
     """Training waits for so many."""
     nice: int = Field(default=10, ge=0, le=19)
     """Priority beside other programs; 19 is the lowest."""
+    sources: tuple[Source, ...] = Field(default=("teleoperation", "intervention"), min_length=1)
+    """Whose motion is learned from: a person's, a policy's own, a person's who corrected one."""
+    failed_episodes: bool = False
+    """Whether episodes that were judged a failure are learned from as well."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto: on the fastest that there is."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of forward passes, weights always are float32; auto: bfloat16 on CUDA that has it."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Frames at once, whose gradients add up to the batch's; 0: all, fewer when memory runs out."""
+    memory_limit_mb: int = Field(default=0, ge=0)
+    """Most memory that the trainer takes on the host; 0: no limit."""
+    cache_gb: float = Field(default=20.0, ge=0)
+    """Most disk for decoded pictures; what is beyond is decoded each time that it is drawn."""
+    give_back_below_mb: int = Field(default=512, ge=0)
+    """The trainer is ended while the arm is in use and the host has less memory than this left."""
 
 
 class FederationConfig(Table):

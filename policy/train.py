@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from policy.batches import PADDING
@@ -30,12 +29,16 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Error of a policy on given frames."""
+    """Mean error of a policy on given frames."""
 
     loss: float  # mean absolute error in normalised units, as in training
     action_mae: float  # mean absolute error in raw joint units
     frames: int
-    frame_mae: Array  # float64 [frames], of each frame's chunk in raw joint units, in their order
+
+    @classmethod
+    def of(cls, total: ErrorSum) -> Self:
+        """The means."""
+        return cls(total.loss / total.numbers, total.raw / total.numbers, total.frames)
 
 
 @dataclass(frozen=True)
@@ -305,5 +308,4 @@ def held_out_error(
     if not found:
         raise NoEpisodes("no held-out frames to evaluate on")
     total = sum(map(ErrorSum.of, found), ErrorSum())
-    frame_mae = np.concatenate([each.raw / each.numbers for each in found])
-    return HeldOut(total.loss / total.numbers, total.raw / total.numbers, total.frames, frame_mae)
+    return HeldOut.of(total)

@@ -98,6 +98,11 @@ def add(left: Mapping[str, Array], right: Mapping[str, Array]) -> Weights:
     return {name: array + right[name] for name, array in left.items()}
 
 
+def scale(weights: Mapping[str, Array], factor: float) -> Weights:
+    """``factor * weights``, in their own types."""
+    return {name: array * array.dtype.type(factor) for name, array in weights.items()}
+
+
 def _signature(name: str, array: Array) -> bytes:
     little_endian = array.dtype.newbyteorder("<").str
     return json.dumps([name, little_endian, list(array.shape)]).encode() + b"\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 from agent.dataset.errors import UnknownUnit
 from agent.recording.journal import EpisodeMeta
+from agent.training.demonstrations import INTERVENTION
 from policy.batches import Frames
 from policy.spec import ACTION, ENVIRONMENT, IMAGES, STATE
 from policy.statistics import Component, FeatureSketch, Sketch
@@ -16,9 +17,6 @@ from policy.statistics import Component, FeatureSketch, Sketch
 # frame_index / fps, so it cannot tell a slow tick from a punctual one.
 OBSERVED = "measured.observed_s"
 SENT = "measured.sent_s"
-
-# LeRobot's own name and form (its DAgger rollouts): a person commanded at this frame of a rollout.
-INTERVENTION = "intervention"
 
 # Histogram bounds by unit; every robot of a fleet must use the same ones.
 _GRIPPER = (0.0, 100.0)

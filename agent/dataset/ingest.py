@@ -29,10 +29,10 @@ from agent.dataset.validation import DatasetShape, Journal, open_journal
 from agent.dataset.versions import DatasetVersions
 from agent.errors import BadJournal, BadLedger, LinkClosed, UnreadableJournal
 from agent.recording.journal import FINISHED, move_aside
-from agent.training.episode_roles import episode_roles
+from agent.training.demonstrations import Demonstrations
 from agent.training.exchange import TrainingExchange
 from host.files import write_durable
-from policy.batches import load_frames, read_info
+from policy.batches import read_info
 from policy.errors import NoEpisodes
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Ingest:
 
     def __init__(self, config: AgentConfig) -> None:
         self._journals = config.journal_dir
-        self._held_out_every = config.training.held_out_every
+        self._demonstrations = Demonstrations.configured(config.training)
         self._versions = DatasetVersions(config.dataset_dir)
         self._exchange = TrainingExchange(config.training_dir)
         # Journal's file name -> why it cannot be taken; also those of earlier processes.
@@ -138,15 +138,15 @@ class Ingest:
         root = self._versions.current
         if root is None:
             return
-        frames = load_frames(root)
-        training = episode_roles(self._versions.ledger(), self._held_out_every).training
         names = vector_names(read_info(root)["features"])
-        self._exchange.publish_sketch(sketch_frames(frames.select(training), names))
+        training, _ = self._demonstrations.split(root, self._versions.ledger(), tuple(names))
+        if training.episodes:
+            self._exchange.publish_sketch(sketch_frames(training, names))
 
     def totals(self) -> dict[str, int]:
         """Episodes and frames in the dataset, and how many of the episodes are held out."""
         ledger = self._versions.ledger()
-        held_out = episode_roles(ledger, self._held_out_every).held_out
+        held_out = self._demonstrations.roles(ledger).held_out
         return {
             "episodes": len(ledger),
             "frames": sum(entry.frames for entry in ledger),

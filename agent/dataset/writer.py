@@ -17,9 +17,10 @@ from lerobot.datasets.video_utils import StreamingVideoEncoder
 from numpy.typing import NDArray
 
 from agent.dataset.errors import EpisodeRefused, IngestFailed
-from agent.dataset.features import INTERVENTION, OBSERVED, SENT, dataset_features
+from agent.dataset.features import OBSERVED, SENT, dataset_features
 from agent.dataset.validation import Journal
 from agent.recording.journal import EpisodeMeta, EpisodeReader, Sample
+from agent.training.demonstrations import INTERVENTION
 from policy.batches import load_frames, read_info
 from policy.errors import PolicyError
 from policy.spec import ACTION, ENVIRONMENT, IMAGES, STATE

@@ -110,6 +110,7 @@ class ClientApp:
             if merged is not None and refusal is Ineligible.MERGED:
                 line += f", in round {merged.round}"
             raise RequestDeclined(line)
+        self._exchange.note_handed_over(delta, work)
         precision = request.precision if fits_float16(delta) else "float32"
         return pack(work, encode_update(delta, precision=precision))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from agent.config import Source
 from agent.recording.ledger import LedgerEntry
 from policy.batches import split_episodes
 
-DEMONSTRATED = ("teleoperation", "intervention")
+DEMONSTRATED: tuple[Source, ...] = ("teleoperation", "intervention")
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class TrainingProgress(_Record):
     base_round: int | None = None
     steps_since_base: int = 0
     loss: float | None = None
-    phase: str = "waiting"  # waiting, baseline, training, resting
+    phase: str = "waiting"  # waiting, preparing, evaluating, baseline, training, resting
     reason: str = ""  # why it waits or rests
     baseline: dict[str, Any] | None = None
 
@@ -103,6 +103,7 @@ class TrainingExchange:
         self.folder = Path(folder)
         self._base = self.folder / "base.safetensors"
         self._contribution = self.folder / "contribution.safetensors"
+        self._handed_over = self.folder / "handed_over.safetensors"
         self._merged = self.folder / "merged.json"
         self._order = self.folder / "work_order.json"
         self._held_out = self.folder / "held_out.json"
@@ -163,6 +164,20 @@ class TrainingExchange:
         """Only the facts; no tensor is read."""
         text = self._load_meta(self._contribution)
         return None if text is None else _parse(Contribution, self._contribution, text)
+
+    # --- what was handed over: written by the client app, read by the trainer ---
+
+    def note_handed_over(self, delta: Mapping[str, Array], meta: Contribution) -> None:
+        """Remember what the fleet was given, until it is known whether it was merged."""
+        save_weights(self._handed_over, delta, {_META: meta.model_dump_json()})
+
+    def handed_over(self) -> tuple[Contribution, Weights] | None:
+        """What the fleet was given last: its facts and the delta."""
+        loaded = self._load(self._handed_over)
+        if loaded is None:
+            return None
+        weights, text = loaded
+        return _parse(Contribution, self._handed_over, text), weights
 
     # --- what was merged: written by the client app, read by it and the federation process ---
 

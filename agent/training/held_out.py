@@ -13,7 +13,7 @@ from policy.baselines import hold_still_mae, nearest_demonstration_mae
 from policy.batches import Frames
 from policy.spec import PolicySpec
 from policy.statistics import Normalizer
-from policy.train import HeldOut
+from policy.train import ErrorSum
 from policy.weights import Array
 from protocol.contribution import MAX_LOSS
 from protocol.episode_keys import episode_key
@@ -53,27 +53,31 @@ class HeldOutEpisodes:
             nearest=nearest_demonstration_mae(held_out, training, spec, normalizer),
         )
 
-    def report(self, result: HeldOut, base_round: int, fleet_secret: str) -> HeldOutReport:
-        """A base's errors on these frames as the coordinator is told them."""
+    def report(
+        self, errors: Mapping[str, ErrorSum], base_round: int, fleet_secret: str
+    ) -> HeldOutReport:
+        """A base's errors, by the digest of the episode's content, as the coordinator is told."""
         newest = {}
         for index, digest in list(self.digests.items())[-MAX_REPORTED_EPISODES:]:
             rows, key = self.episode == index, episode_key(fleet_secret, digest)
+            found = errors[digest]
             newest[key] = EpisodeError(
                 key=key,
-                frames=min(int(rows.sum()), MAX_EPISODE_FRAMES),
-                error=_bounded(result.frame_mae[rows]),
-                hold_still=_bounded(self.hold_still[rows]),
-                nearest=_bounded(self.nearest[rows]),
+                frames=min(found.frames, MAX_EPISODE_FRAMES),
+                error=_bounded(found.frame_mae / found.frames),
+                hold_still=_bounded(self.hold_still[rows].mean()),
+                nearest=_bounded(self.nearest[rows].mean()),
             )
+        total = sum(errors.values(), ErrorSum())
         return HeldOutReport(
             round=base_round,
-            action_mae=min(result.action_mae, MAX_ACTION_ERROR),
-            loss=min(result.loss, MAX_LOSS),
-            frames=min(result.frames, MAX_HELD_OUT_FRAMES),
+            action_mae=min(total.raw / total.numbers, MAX_ACTION_ERROR),
+            loss=min(total.loss / total.numbers, MAX_LOSS),
+            frames=min(total.frames, MAX_HELD_OUT_FRAMES),
             episodes=tuple(newest.values()),
         )
 
 
-def _bounded(errors: Array) -> float:
-    """The mean, to six digits, so that a status stays small."""
-    return float(f"{min(float(errors.mean()), MAX_ACTION_ERROR):.6g}")
+def _bounded(error: float) -> float:
+    """To six digits, so that a status stays small."""
+    return float(f"{min(float(error), MAX_ACTION_ERROR):.6g}")

@@ -18,20 +18,24 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agent.policies.store import LOCAL, PolicyStore
+from agent.training.compute import Compute
 from agent.training.errors import BadExchangeFile
+from agent.training.evaluation import Evaluation
 from agent.training.local_work import LoadedBase
 from agent.training.training_data import TrainingData
-from policy.build import build_policy, read_weights, write_weights
-from policy.errors import BadWeights
+from policy.batches import Sampler
+from policy.build import Tensors, build_policy, write_weights
+from policy.checkpoint import checkpoint_facts, load_checkpoint, save_checkpoint
+from policy.errors import BadCheckpoint
 from policy.export import export_policy
 from policy.release.manifest import MANIFEST_NAME, POLICY_NAME, write_manifest
-from policy.train import HeldOut, LocalTraining, held_out_error
-from policy.weights import load_metadata, load_weights, save_weights
+from policy.train import HeldOut, LocalTraining
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY_S = 10.0
-_META = "armada.meta"
+_SAVING_SHARE = 0.05  # of the time, at most
+_SAMPLER = "sampler/"
 
 
 class BaselineState(BaseModel):
@@ -48,6 +52,8 @@ class BaselineState(BaseModel):
     held_out_mae: float | None = None
     held_out_loss: float | None = None
     held_out_frames: int = 0
+    drawn_from: str | None = None
+    training: dict[str, int | None] = {}
 
 
 class LocalBaseline:
@@ -60,6 +66,7 @@ class LocalBaseline:
         robot_id: str,
         wanted_steps: int,
         clock: Callable[[], float],
+        compute: Compute,
     ) -> None:
         self._file = folder / "baseline.safetensors"
         self._export_folder = folder / "baseline.export"
@@ -67,9 +74,14 @@ class LocalBaseline:
         self._robot_id = robot_id
         self._wanted_steps = wanted_steps
         self._clock = clock
+        self._compute = compute
         self._training: LocalTraining | None = None
+        self._evaluation: Evaluation | None = None
+        self._sampler: Sampler | None = None
+        self._stored_sampler: Tensors = {}
         self._losses: deque[float] = deque(maxlen=100)
         self._saved_s = clock()
+        self._saving_s = 0.0
         self.state: BaselineState | None = self._read_state()
 
     def is_due(self, base: LoadedBase) -> bool:
@@ -80,20 +92,32 @@ class LocalBaseline:
         return not (done and (self._store.folder / LOCAL / MANIFEST_NAME).exists())
 
     def advance(self, base: LoadedBase, data: TrainingData) -> None:
-        """One training step, or, after the last one, evaluation and export."""
+        """One training step, or, after the last one, a slice of evaluation, then the export."""
         if self._training is None or not self._is_of(base):
             self._begin(base)
         assert self._training is not None
         assert self.state is not None
         if self.state.steps < self._wanted_steps:
             self._follow_schedule(base)
-            self._losses.append(self._training.step(data.training.draw()))
+            rows = self._sampler_of(base, data).next()
+            self._losses.append(self._training.step(data.training.at(rows.tolist())))
             mean = sum(self._losses) / len(self._losses)
             self.state = self.state.model_copy(update={"steps": self.state.steps + 1, "loss": mean})
-            if self._clock() - self._saved_s >= CHECKPOINT_EVERY_S:
+            pause_s = max(CHECKPOINT_EVERY_S, self._saving_s / _SAVING_SHARE)
+            if self._clock() - self._saved_s >= pause_s:
                 self._save()
             return
         self._finish(base, data)
+
+    def _sampler_of(self, base: LoadedBase, data: TrainingData) -> Sampler:
+        """Its own, so that the fleet's work draws the same whether or not this came first."""
+        assert self.state is not None
+        if self._sampler is None or self.state.drawn_from != data.drawn_from:
+            self._sampler = Sampler(data.training.examples, base.spec.batch_size, seed=0)
+            if self._stored_sampler and self.state.drawn_from == data.drawn_from:
+                self._sampler.restore(self._stored_sampler)
+            self.state = self.state.model_copy(update={"drawn_from": data.drawn_from})
+        return self._sampler
 
     def _follow_schedule(self, base: LoadedBase) -> None:
         """The rate falls as it would in as many federated rounds, or the two are not comparable."""
@@ -115,27 +139,41 @@ class LocalBaseline:
         policy = build_policy(base.spec, base.normalizer, seed=0)
         if base.info.round == 0:  # a later base would bring in what others have learned
             write_weights(policy, base.weights)
-        steps = 0
-        if self._is_of(base) and self.state is not None and self._file.exists():
-            write_weights(policy, load_weights(self._file))
-            steps = self.state.steps
-        self._training = LocalTraining(policy, base.spec)
+        torch.manual_seed(0)
+        self._training = self._compute.training(policy, base.spec)
         self._losses.clear()
+        self._sampler, self._stored_sampler = None, {}
+        stored = self.state if self._is_of(base) and self._file.exists() else None
         self.state = BaselineState(
             normalizer_digest=base.normalizer.digest(),
             spec_digest=base.spec.digest(),
-            steps=steps,
+            steps=0 if stored is None else stored.steps,
             wanted_steps=self._wanted_steps,
+            drawn_from=None if stored is None else stored.drawn_from,
         )
+        if stored is not None:
+            tensors, _ = load_checkpoint(self._file)
+            self._training.restore(tensors, stored.training, weights=True)
+            prefix = len(_SAMPLER)
+            self._stored_sampler = {
+                name[prefix:]: value for name, value in tensors.items() if name.startswith(_SAMPLER)
+            }
+        steps = self.state.steps
         log.info("training the local baseline: %d of %d steps done", steps, self._wanted_steps)
 
     def _finish(self, base: LoadedBase, data: TrainingData) -> None:
         assert self._training is not None
         assert self.state is not None
         policy = self._training.policy
-        batches = data.evaluation()
-        result = held_out_error(policy, batches, base.normalizer) if batches else None
-        self._export(policy, base, result)
+        result = None
+        if data.held_out is not None:
+            if self._evaluation is None:
+                self._evaluation = Evaluation(policy, base.spec, base.normalizer, data, {})
+            if not self._evaluation.advance():
+                return
+            result = HeldOut.of(self._evaluation.total())
+            self._evaluation = None
+        self._export(policy.to("cpu"), base, result)
         self.state = self.state.model_copy(
             update={
                 "done": True,
@@ -150,16 +188,22 @@ class LocalBaseline:
     def _save(self) -> None:
         assert self._training is not None
         assert self.state is not None
-        weights = read_weights(self._training.policy)
-        save_weights(self._file, weights, {_META: self.state.model_dump_json()})
+        began_s = self._clock()
+        tensors, numbers = self._training.state()
+        if self._sampler is not None:
+            state = self._sampler.state()
+            tensors |= {f"{_SAMPLER}{name}": value for name, value in state.items()}
+        self.state = self.state.model_copy(update={"training": numbers})
+        save_checkpoint(self._file, tensors, self.state.model_dump_json())
         self._saved_s = self._clock()
+        self._saving_s = self._saved_s - began_s
 
     def _read_state(self) -> BaselineState | None:
         try:
-            return BaselineState.model_validate_json(load_metadata(self._file).get(_META, ""))
+            return BaselineState.model_validate_json(checkpoint_facts(self._file))
         except FileNotFoundError:
             return None
-        except (BadWeights, ValidationError) as error:
+        except (BadCheckpoint, ValidationError) as error:
             raise BadExchangeFile(f"{self._file}: damaged, delete it ({error})") from error
 
     def _export(self, policy: torch.nn.Module, base: LoadedBase, result: HeldOut | None) -> None:

@@ -1,7 +1,8 @@
 """What the trainer does next: one small piece of work at a time, between which it looks around.
 
-Order of precedence: evaluate a new base; train the never-federated baseline if one is wanted; obey
-a window's work order; work ahead (``local_work = "anytime"``) up to the base's cap; rest.
+Order of precedence: decode pictures; evaluate a new base; train the never-federated baseline if one
+is wanted; obey a window's work order; work ahead (``local_work = "anytime"``) up to the base's cap;
+rest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from pathlib import Path
 import torch
 
 from agent.config import AgentConfig
+from agent.training.compute import Compute
+from agent.training.demonstrations import Demonstrations
 from agent.training.errors import BadExchangeFile
+from agent.training.evaluation import Evaluation, KnownErrors
 from agent.training.exchange import (
     TrainingExchange,
     TrainingProgress,
@@ -25,8 +29,8 @@ from agent.training.local_work import LoadedBase, LocalWork
 from agent.training.training_data import DatasetSource, TrainingData
 from host.files import FileStamp
 from policy.build import build_policy, write_weights
-from policy.errors import PolicyError
-from policy.train import held_out_error
+from policy.errors import BadDataset, PolicyError, TooLittleMemory
+from policy.frame_cache import FrameCache
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +47,30 @@ class TrainingScheduler:
         config: AgentConfig,
         clock: Callable[[], float],
         unix_clock: Callable[[], float],
+        compute: Compute | None = None,
     ) -> None:
         training = config.training
+        self._compute = compute or Compute()
         self._exchange = TrainingExchange(config.training_dir)
         self._source = DatasetSource(
-            config.dataset_dir, training.held_out_every, training.min_episodes
+            config.dataset_dir,
+            Demonstrations.configured(training),
+            training.min_episodes,
+            FrameCache(
+                config.training_dir / "pictures",
+                int(training.cache_gb * 1e9),
+                config.recording.min_free_mb << 21,  # twice what recording wants left
+            ),
+            self._compute.device,
         )
+        self._known_errors = KnownErrors(config.training_dir / "evaluations.json")
         self._baseline = LocalBaseline(
             config.training_dir,
             config.policies_dir,
             config.robot.id,
             training.baseline_steps,
             clock,
+            self._compute,
         )
         self._anytime = config.federation is None or config.federation.local_work == "anytime"
         self._publish_every_s = training.publish_every_s
@@ -68,13 +84,15 @@ class TrainingScheduler:
         self._judge: torch.nn.Module | None = None
         self._baseline_due = False
         self._data: TrainingData | None = None
-        self._evaluated: tuple[str, Path] | None = None
+        self._evaluated: tuple[str, TrainingData] | None = None
+        self._evaluation: Evaluation | None = None
         self._noted: Path | None = None  # version of the dataset whose episodes are noted
         self._looked_at_data_s = float("-inf")
         self._published_progress_s = float("-inf")
         before = self._exchange.progress() or TrainingProgress()
         self._steps_total, self._examples_total = before.steps_total, before.examples_total
         self._no_base = "no base yet"
+        self._hindrance = ""  # why this base cannot be worked on with these episodes
         self.phase, self.reason = "waiting", self._no_base
 
     def turn(self) -> float:
@@ -107,7 +125,21 @@ class TrainingScheduler:
         data = self._look_for_data(base)
         if data is None:
             return self._idle("waiting", self._source.reason)
-        if self._evaluated != (base.info.digest, data.version):
+        try:
+            return self._work_on(base, data)
+        except (TooLittleMemory, BadDataset) as error:
+            log.warning("%s", error)
+            self._hindrance = str(error)
+            return IDLE_S
+
+    def _work_on(self, base: LoadedBase, data: TrainingData) -> float:
+        if self._hindrance:
+            return self._idle("waiting", self._hindrance)
+        preparing = data.pictures.prepare()
+        if preparing is not None:
+            self._set_phase("preparing", preparing)
+            return 0.0
+        if self._evaluated is None or self._evaluated != (base.info.digest, data):
             self._evaluate(base, data)
             return 0.0
         if self._baseline_due:
@@ -135,18 +167,18 @@ class TrainingScheduler:
                 work.end_window()
             limit = base.info.max_local_steps
             reason = f"{limit} steps since the base: enough until the next one"
-        if limit is not None and work.steps >= limit:
+        if limit is not None and work.steps - work.carried_steps >= limit:
             return self._rest(work, reason)
         self._set_phase("training", "")
         if self._noted != data.version:
             self._exchange.note_trained(data.trained)
             self._noted = data.version
         before = work.steps
-        work.step(data.training)
+        work.step(data)
         gained = max(0, work.steps - before)
         self._steps_total += gained
         self._examples_total += gained * base.spec.batch_size
-        done = limit is not None and work.steps >= limit
+        done = limit is not None and work.steps - work.carried_steps >= limit
         work.publish_if_due(self._publish_every_s, at_once=done)
         return 0.0
 
@@ -155,18 +187,31 @@ class TrainingScheduler:
         return self._idle("resting", reason)
 
     def _evaluate(self, base: LoadedBase, data: TrainingData) -> None:
-        """Held-out error of the base itself, before any step is made from it."""
-        self._evaluated = (base.info.digest, data.version)
-        if data.episodes is None:
+        """A slice of the held-out error of the base itself, before any step is made from it."""
+        if data.held_out is None or data.episodes is None:
+            self._evaluated = (base.info.digest, data)
             return
-        assert self._judge is not None
-        write_weights(self._judge, base.weights)
-        result = held_out_error(self._judge, data.evaluation(), base.normalizer)
-        if not (math.isfinite(result.action_mae) and math.isfinite(result.loss)):
+        policy = f"{base.info.digest} {base.spec.digest()} {base.normalizer.digest()}"
+        if self._evaluation is None:
+            assert self._judge is not None
+            write_weights(self._judge, base.weights)
+            known = self._known_errors.of(policy)
+            self._evaluation = Evaluation(self._judge, base.spec, base.normalizer, data, known)
+        evaluation, before = self._evaluation, len(self._evaluation.errors)
+        done, judged = evaluation.advance(), len(evaluation.errors)
+        self._set_phase("evaluating", f"episode {judged} of {len(data.episodes.digests)} held out")
+        if judged > before:
+            self._known_errors.keep(policy, evaluation.errors)
+        if not done:
+            return
+        self._evaluation, self._evaluated = None, (base.info.digest, data)
+        total = evaluation.total()
+        if not (math.isfinite(total.raw) and math.isfinite(total.loss)):
             log.warning("base %s is not reported: its error is no number", base.info.digest[:12])
             return
         self._exchange.publish_held_out(
-            base.info.digest, data.episodes.report(result, base.info.round, base.info.fleet_secret)
+            base.info.digest,
+            data.episodes.report(evaluation.errors, base.info.round, base.info.fleet_secret),
         )
 
     def _look_for_base(self) -> None:
@@ -185,11 +230,14 @@ class TrainingScheduler:
     def _take_base(self, base: LoadedBase) -> None:
         old = self._base
         if self._work is None or old is None or not old.same_policy(base):
-            self._work = LocalWork(self._exchange, base.spec, base.normalizer, self._clock)
+            self._work = LocalWork(
+                self._exchange, base.spec, base.normalizer, self._clock, self._compute
+            )
             # A second policy: the base is judged as it came, whatever was trained since.
-            self._judge = build_policy(base.spec, base.normalizer, seed=0)
+            judge = build_policy(base.spec, base.normalizer, seed=0)
+            self._judge = judge.to(self._compute.device)
         self._work.start_from(base)
-        self._base = base
+        self._base, self._evaluation, self._hindrance = base, None, ""
         self._baseline_due = self._baseline.is_due(base)
         self._looked_at_data_s = float("-inf")
         log.info("base %s of round %d", base.info.digest[:12], base.info.round)
@@ -208,7 +256,9 @@ class TrainingScheduler:
     def _look_for_data(self, base: LoadedBase) -> TrainingData | None:
         if self._clock() - self._looked_at_data_s >= LOOK_AT_DATA_EVERY_S:
             self._looked_at_data_s = self._clock()
-            self._data = self._source.newest(base.spec, base.normalizer)
+            data = self._source.newest(base.spec, base.normalizer)
+            if data is not self._data:
+                self._data, self._evaluation, self._hindrance = data, None, ""
         return self._data
 
     def _idle(self, phase: str, reason: str) -> float:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from agent.child.entry import run_as_child
 from agent.child.link import ChildLink
 from agent.config import AgentConfig
+from agent.errors import ConfigError
+from host.memory import limit_memory
 
 if TYPE_CHECKING:
     from agent.training.scheduler import TrainingScheduler
@@ -56,11 +58,20 @@ def serve(config: AgentConfig, _path: Path, link: ChildLink) -> None:
     os.environ.update(OMP_NUM_THREADS=str(config.training.threads))
     import torch
 
+    from agent.training.compute import Compute
     from agent.training.scheduler import TrainingScheduler
+    from policy.device import Accelerators
+    from policy.errors import NoSuchDevice
 
     torch.set_num_threads(config.training.threads)
     torch.set_num_interop_threads(1)
-    run(TrainingScheduler(config, time.monotonic, time.time), link)
+    try:
+        compute = Compute.choose(config.training, Accelerators.present())
+    except NoSuchDevice as error:
+        raise ConfigError(str(error)) from error
+    log.info("training on %s%s", compute.device, " in bfloat16" if compute.bfloat16 else "")
+    limit_memory(config.training.memory_limit_mb << 20)
+    run(TrainingScheduler(config, time.monotonic, time.time, compute), link)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import BadLedger
 from agent.recording.ledger import read_ledger
-from agent.training.episode_roles import episode_roles
+from agent.training.demonstrations import Demonstrations
 from agent.training.held_out import HeldOutEpisodes
-from policy.batches import Batches, load_frames, open_batches
-from policy.build import Tensors
+from policy.batches import Batches, Frames, batches_of, hold_pictures
 from policy.errors import BadDataset, NoEpisodes
+from policy.frame_cache import FrameCache
 from policy.spec import PolicySpec
 from policy.statistics import Normalizer
-
-EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,29 @@ class TrainingData:
 
     version: Path
     trained: tuple[str, ...]  # content digests of the episodes of `training`
+    drawn_from: str  # digest of the frames that are trained on: equal ones are drawn equally
     training: Batches
     held_out: Batches | None  # None until there is a second episode
     episodes: HeldOutEpisodes | None  # of `held_out`, one by one
-
-    def evaluation(self) -> list[Tensors]:
-        """Held-out batches in order; empty when no episode is held out."""
-        return [] if self.held_out is None else list(self.held_out.ordered(EVALUATION_BATCH))
+    pictures: FrameCache
 
 
 class DatasetSource:
     """Looks for a newer dataset and opens it; says why there is nothing to train from."""
 
-    def __init__(self, dataset: Path, held_out_every: int, min_episodes: int) -> None:
+    def __init__(
+        self,
+        dataset: Path,
+        demonstrations: Demonstrations,
+        min_episodes: int,
+        pictures: FrameCache,
+        device: str = "cpu",
+    ) -> None:
         self._link = dataset
-        self._every = held_out_every
+        self._demonstrations = demonstrations
         self._min_episodes = min_episodes
+        self._pictures = pictures
+        self._device = device
         self._opened: TrainingData | None = None
         self._key: tuple[str, str, Path] | None = None
         self.reason = ""
@@ -58,27 +65,32 @@ class DatasetSource:
         return self._opened
 
     def _open(self, root: Path, spec: PolicySpec, normalizer: Normalizer) -> TrainingData:
-        frames = load_frames(root, list(spec.vectors))
-        episodes = frames.episodes
-        if len(episodes) < self._min_episodes:
-            raise NoEpisodes(f"{len(episodes)} episodes recorded, {self._min_episodes} wanted")
         ledger = read_ledger(root)
-        roles = episode_roles(ledger, self._every)
-        training, held_out = roles.training, roles.held_out
-        trained = tuple(ledger[index].content_digest for index in training)
-        batches = open_batches(root, spec, normalizer, training)
-        if not held_out:
-            return TrainingData(root, trained, batches, None, None)
+        training, held_out = self._demonstrations.split(root, ledger, tuple(spec.vectors))
+        known = len(training.episodes) + len(held_out.episodes)
+        if known < self._min_episodes:
+            raise NoEpisodes(f"{known} episodes recorded, {self._min_episodes} wanted")
+        if not training.episodes:
+            raise NoEpisodes("every episode is held out for evaluation: record more")
+        wanted = sorted({*training.episodes, *held_out.episodes})
+        pictures = hold_pictures(self._pictures, root, spec, wanted)
+        digests = {index: ledger[index].content_digest for index in wanted}
+        judged = batches = batches_of(training, spec, normalizer, pictures, device=self._device)
+        episodes = None
+        if held_out.episodes:
+            judged = batches_of(held_out, spec, normalizer, pictures, device=self._device)
+            episodes = HeldOutEpisodes.measure(held_out, training, spec, normalizer, digests)
         return TrainingData(
             version=root,
-            trained=trained,
+            trained=tuple(digests[index] for index in training.episodes),
+            drawn_from=_digest(training),
             training=batches,
-            held_out=open_batches(root, spec, normalizer, held_out),
-            episodes=HeldOutEpisodes.measure(
-                frames.select(held_out),
-                frames.select(training),
-                spec,
-                normalizer,
-                {index: ledger[index].content_digest for index in held_out},
-            ),
+            held_out=None if episodes is None else judged,
+            episodes=episodes,
+            pictures=pictures,
         )
+
+
+def _digest(frames: Frames) -> str:
+    text = json.dumps([frames.episode.tolist(), frames.numbers.tolist()])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bases import NORMALIZER, SPEC, base
 from written_episodes import configured, write_episode
 
@@ -13,14 +14,14 @@ from agent.config import AgentConfig
 from agent.dataset.ingest import Ingest
 from agent.recording.ledger import read_ledger
 from agent.training.episode_roles import episode_roles
-from agent.training.exchange import BaseInfo, TrainingExchange, WorkOrder
+from agent.training.exchange import BaseInfo, MergedWork, TrainingExchange, WorkOrder
 from agent.training.scheduler import TrainingScheduler
 from policy.batches import open_batches
-from policy.build import build_policy, write_weights
+from policy.build import build_policy, read_weights, write_weights
 from policy.release.folder import read_policy_folder
 from policy.release.trial import goldens_of, load_graph, worst_golden_error
-from policy.train import held_out_error
-from policy.weights import Weights, add, weights_digest
+from policy.train import ChunkErrors, chunk_errors, held_out_error
+from policy.weights import Weights, add, subtract, weights_digest
 from protocol.contribution import MAX_LOSS
 
 
@@ -67,6 +68,14 @@ class Site:
     def turns(self, count: int) -> None:
         for _ in range(count):
             self.scheduler.turn()
+
+    def merge(self) -> None:
+        """As the client app does: what is published goes out, and into the aggregate."""
+        found = self.exchange.contribution()
+        assert found is not None
+        self.exchange.note_handed_over(found[1], found[0])
+        merged = MergedWork(base_digest=found[0].base_digest, round=found[0].base_round + 1)
+        self.exchange.note_merged(merged)
 
 
 WINDOWS = '[federation]\nbundle = "bundle"\nlocal_work = "window"'
@@ -168,6 +177,7 @@ def test_at_the_cap_it_rests_until_the_next_base_and_then_starts_from_that(site:
     site.exchange.install_base(*base(0, max_local_steps=5))
     site.turns(20)
     assert site.scheduler.progress().steps_total == 5
+    site.merge()
     weights, info = base(1, seed=1, max_local_steps=3)
     site.exchange.install_base(weights, info)
     site.turns(10)
@@ -187,14 +197,16 @@ def test_work_on_a_later_base_takes_smaller_steps(site: Site) -> None:
         found = site.exchange.contribution()
         assert found is not None
         assert (found[0].base_round, found[0].steps) == (round_number, 60)
+        site.merge()
         return sum(float((delta**2).sum()) for delta in found[1].values())
 
     assert gained(1) < 0.2 * gained(0)
 
 
 def test_a_new_base_is_noticed_between_two_steps(site: Site) -> None:
-    site.exchange.install_base(*base(0))
+    site.exchange.install_base(*base(0, max_local_steps=3))
     site.turns(5)
+    site.merge()
     _, info = base(1, seed=1)
     site.exchange.install_base(base(1, seed=1)[0], info)
     site.turns(1)
@@ -242,6 +254,7 @@ def test_killed_it_goes_on_from_its_last_snapshot(site: Site) -> None:
 def test_killed_after_a_new_base_it_does_not_take_up_what_belongs_to_the_old(site: Site) -> None:
     site.exchange.install_base(*base(0, max_local_steps=4))
     site.turns(8)
+    site.merge()
     weights, info = base(1, seed=1)
     site.exchange.install_base(weights, info)
     site.start()
@@ -408,3 +421,132 @@ def test_a_baseline_killed_before_its_folder_was_in_place_is_exported_again(
     after = site.scheduler.progress().baseline
     assert after is not None
     assert after["steps"] == steps["steps"] == 4
+
+
+def moved(site: Site, weights: Weights) -> Weights:
+    """The trained weights less these."""
+    work = site.scheduler._work
+    assert work is not None
+    return subtract(read_weights(work.policy), weights)
+
+
+def longest(delta: Weights) -> float:
+    return max(float(np.abs(array).max()) for array in delta.values())
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_on_a_new_base_what_was_gained_since_the_hand_over_is_carried_over(
+    site: Site, killed: bool
+) -> None:
+    old, info = base(0, max_local_steps=3)
+    site.exchange.install_base(old, info)
+    site.turns(8)
+    site.merge()
+    handed = site.exchange.contribution()
+    site.exchange.install_base(old, info.model_copy(update={"max_local_steps": 9}))
+    site.turns(20)
+    local = site.exchange.contribution()
+    assert handed is not None
+    assert local is not None
+    assert (handed[0].steps, local[0].steps) == (3, 9)
+    new, new_info = base(1, seed=1, max_local_steps=5)
+    site.exchange.install_base(new, new_info)
+    if killed:
+        site.start()
+    site.turns(1)
+    assert site.scheduler.progress().steps_since_base == 6
+    carried = subtract(local[1], handed[1])
+    assert longest(carried) > 0.0
+    assert longest(subtract(moved(site, new), carried)) < 1e-6
+    site.turns(20)
+    found = site.exchange.contribution_info()
+    assert found is not None
+    assert (found.base_digest, found.steps) == (new_info.digest, 11), "and works on from there"
+
+
+def test_what_was_never_merged_is_carried_whole_and_less_the_older_it_is(site: Site) -> None:
+    site.exchange.install_base(*base(0, max_local_steps=4))
+    site.turns(8)
+    gained = site.exchange.contribution()
+    assert gained is not None
+    site.exchange.note_handed_over(gained[1], gained[0])  # to a round that failed
+    new, info = base(4, seed=1)
+    site.exchange.install_base(new, info)
+    site.turns(1)
+    assert site.scheduler.progress().steps_since_base == 4
+    half = {name: array * np.float32(0.5) for name, array in gained[1].items()}  # 1/sqrt(1 + 3)
+    assert longest(subtract(moved(site, new), half)) < 1e-6
+
+
+def test_a_gain_with_another_normaliser_is_not_carried_over(site: Site) -> None:
+    site.exchange.install_base(*base(0, max_local_steps=4))
+    site.turns(8)
+    weights, info = base(1, seed=1)
+    spec = SPEC.model_copy(update={"learning_rate": 1e-2})
+    site.exchange.install_base(weights, info.model_copy(update={"spec": spec.to_json()}))
+    site.turns(1)
+    assert site.scheduler.progress().steps_since_base == 0
+
+
+def test_killed_at_any_step_it_comes_to_the_very_same_weights(
+    tmp_path: Path, recorded: Path
+) -> None:
+    spec = SPEC.model_copy(update={"dropout": 0.1})  # random numbers in every step
+    weights, info = base(0, max_local_steps=30)
+    info = info.model_copy(update={"spec": spec.to_json()})
+    ends = []
+    for name, kills in (("never", ()), ("often", (2, 5, 7, 13, 14))):
+        folder = tmp_path / name
+        folder.mkdir()
+        site = Site(folder, recorded)
+        site.clock.tick_s = 0.05
+        site.exchange.install_base(weights, info)
+        for turn in range(60):
+            if turn in kills:
+                torch.manual_seed(turn)  # a new process does not know where the old one's was
+                site.start()
+            site.turns(1)
+        found = site.exchange.contribution()
+        assert found is not None
+        assert found[0].steps == 30
+        ends.append(weights_digest(found[1]))
+    assert ends[0] == ends[1]
+
+
+def test_a_damaged_checkpoint_costs_the_optimisers_memory_and_no_work(site: Site) -> None:
+    site.exchange.install_base(*base(0, max_local_steps=6))
+    site.turns(10)
+    path = site.config.training_dir / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-20])
+    site.start()
+    site.turns(2)
+    assert site.scheduler.progress().steps_since_base == 6
+
+
+def test_a_base_is_evaluated_on_an_episode_once_over_restarts_and_versions(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def counted(policy: object, batch: dict[str, torch.Tensor], *rest: object) -> ChunkErrors:
+        judged.append(len(batch["action"]))
+        return chunk_errors(policy, batch, *rest)
+
+    monkeypatch.setattr("agent.training.evaluation.chunk_errors", counted)
+    site.exchange.install_base(*base(0))
+    site.turns(3)
+    before = site.exchange.held_out()[base(0)[1].digest]
+    assert judged == [20, 20]
+    site.start()
+    site.turns(3)
+    assert judged == [20, 20]
+    ingest = Ingest(site.config)
+    for number in range(5, 8):
+        write_episode(site.config.journal_dir, number, frames=12, cameras={})
+    ingest.take(ingest.waiting())
+    site.clock.now_s += 2.0
+    site.turns(2)
+    assert judged == [20, 20, 12]
+    after = site.exchange.held_out()[base(0)[1].digest]
+    assert after.frames == 52
+    assert [each.error for each in after.episodes[:2]] == [each.error for each in before.episodes]
