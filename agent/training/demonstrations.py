@@ -17,6 +17,7 @@ from agent.config import Source, TrainingConfig
 from agent.recording.ledger import LedgerEntry
 from agent.training.episode_roles import DEMONSTRATED, EpisodeRoles, episode_roles
 from policy.batches import Frames, load_frames
+from policy.weights import Array
 
 # LeRobot's own name and form (its DAgger rollouts): a person commanded at this frame of a rollout.
 INTERVENTION = "intervention"
@@ -44,7 +45,7 @@ class Demonstrations:
     ) -> tuple[Frames, Frames]:
         """Training frames and held-out frames of a dataset. Raises NoEpisodes, BadDataset."""
         frames = load_frames(root, [*features, INTERVENTION])
-        keep = np.ones(len(frames.episode), bool)
+        keep: Array = np.ones(len(frames.episode), bool)
         marks = frames.vectors.pop(INTERVENTION, None)
         if "rollout" not in self.sources:
             corrected = [i for i, entry in enumerate(ledger) if entry.source == "intervention"]
