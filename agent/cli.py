@@ -325,10 +325,11 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     if isinstance(federation, dict) and federation.get("error"):
         lines.append(f"  ! federation: {federation['error']}")
     for name, row in status["processes"].items():
-        if row["state"] == "off" and row["pid"] is None:
+        reason = row.get("reason")
+        if row["state"] == "off" and row["pid"] is None and not reason:
             continue
         again = f", restarted {row['restarts']} times" if row["restarts"] else ""
-        lines.append(f"  {name:<10}{row['state']}{again}")
+        lines.append(f"  {name:<10}{row['state']}{again}{f': {reason}' if reason else ''}")
     return lines
 
 

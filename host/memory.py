@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import re
 import resource
+from dataclasses import dataclass
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class MemoryReserve:
+    """When a process that does nothing must give its memory back, and when it may have it again.
+
+    Pure. ``below_bytes``: what the host is to have left; 0: nothing is ever given back.
+    """
+
+    below_bytes: int
+
+    def is_short(self, available_bytes: int | None) -> bool:
+        """Whether the host has less left than it is to have."""
+        return available_bytes is not None and available_bytes < self.below_bytes
+
+    def has_room(self, available_bytes: int | None, wanted_bytes: int) -> bool:
+        """Whether so much can be taken without being short at once."""
+        return available_bytes is None or available_bytes >= self.below_bytes + wanted_bytes
 
 
 def available_bytes(meminfo: Path = _MEMINFO) -> int | None:

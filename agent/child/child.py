@@ -14,6 +14,7 @@ from agent.child.link import LINK_FD, ParentLink
 from agent.child.process_row import ProcessRow
 from agent.errors import BadLinkMessage, LinkClosed
 from host.children import ChildProcess, spawn
+from host.memory import resident_bytes
 from host.restarts import RestartTimer, is_silent
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class _Running:
     last_beat_s: float | None = None
     frozen: bool = False
     stop_by_s: float | None = None  # when to kill; None: not asked to stop
+    gives_back_bytes: int = 0  # its memory, which the host needs: it is being killed for that
 
 
 class Child:
@@ -44,6 +46,8 @@ class Child:
         self.row = row
         self.restarts = 0
         self.last_exit: str | None = None
+        self.wants_bytes = 0  # what it gave back and will take again when it is started
+        self.reason: str | None = None  # why it is not there, when that is no fault
         self._config_path = config_path
         self._log_dir = log_dir
         self._clock = clock
@@ -76,6 +80,7 @@ class Child:
             "state": state,
             "restarts": self.restarts,
             "last_exit": self.last_exit,
+            "reason": self.reason,
         }
 
     def freeze(self) -> None:
@@ -101,6 +106,15 @@ class Child:
             self.freeze()
         elif not wanted and running.stop_by_s is None:
             self.stop()
+
+    def give_memory_back(self, reason: str) -> None:
+        """Kill it, frozen as it is; it is no fault, and not to be started before there is room."""
+        running = self._running
+        if running is None or not running.frozen or running.gives_back_bytes:
+            return
+        running.gives_back_bytes = resident_bytes(running.process.pid) or 1
+        self.reason = reason
+        self.kill()
 
     def stop(self) -> None:
         """Ask the process to end; `poll` kills its group when the grace is over."""
@@ -179,6 +193,7 @@ class Child:
             log.error("%s %s", self.row.name, self.last_exit)  # noqa: TRY400
             return
         link.close_child_end()
+        self.wants_bytes, self.reason = 0, None
         self._running = _Running(process, link, self._clock())
         self._on_open(link.fileno())
         log.info("%s started, pid %d", self.row.name, process.pid)
@@ -192,6 +207,11 @@ class Child:
         if running.stop_by_s is not None:
             self._timer.forget()
             log.info("%s ended (%s)", self.row.name, self.last_exit)
+            return
+        if running.gives_back_bytes:
+            self.wants_bytes = running.gives_back_bytes
+            self._timer.forget()
+            log.info("%s gave back %d MB: %s", self.row.name, self.wants_bytes >> 20, self.reason)
             return
         self.restarts += 1
         now_s = self._clock()

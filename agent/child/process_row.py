@@ -24,7 +24,8 @@ class ProcessRow:
     by SIGSTOP and lets it go on later; `stop` ends it. `parent_death_signal` is what the kernel
     sends it if the supervisor dies. `silence_s` is the longest time without a heartbeat, counted
     from the first one and not while frozen. `backoff` is the pause before the next start when the
-    process died unasked.
+    process died unasked. `gives_memory_back`: frozen, it may be killed when the host is short of
+    memory; what it must not lose is on the disk.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ProcessRow:
     stop_grace_s: float = 3.0
     parent_death_signal: signal.Signals = signal.SIGKILL
     backoff: Backoff = BACKOFF
+    gives_memory_back: bool = False
 
     def command(self, config_path: Path) -> list[str]:
         """The command line; the kernel ends the process with the thread that starts it."""

@@ -45,6 +45,7 @@ def process_table(config: AgentConfig) -> tuple[ProcessRow, ...]:
             otherwise="freeze",
             nice=config.training.nice,
             silence_s=600.0,  # exporting the baseline to ONNX takes minutes on a small host
+            gives_memory_back=True,
         ),
         ProcessRow(
             name="ingest",

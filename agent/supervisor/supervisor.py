@@ -24,12 +24,14 @@ from agent.operations.state_machine import Event, Machine, State
 from agent.policies.errors import StoreDamaged
 from agent.policies.store import PolicyStore
 from agent.supervisor.process_table import process_table
+from host.memory import MemoryReserve, available_bytes
 from host.notify import Notifier
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 STATE_PERIOD_S = 1.0
+MEMORY_PERIOD_S = 0.5
 EVENTS_KEPT = 200
 EVENTS_SHOWN = 20
 STATUS_SCHEMA = 1
@@ -45,12 +47,16 @@ class Supervisor:
         rows: tuple[ProcessRow, ...] | None = None,
         notifier: Notifier | None = None,
         clock: Callable[[], float] = time.monotonic,
+        available: Callable[[], int | None] = available_bytes,
     ) -> None:
         self.config = config
         self._machine = Machine()
         self.session = str(uuid.uuid4())
         self._store = PolicyStore(config.policies_dir)
         self._clock = clock
+        self._available = available  # bytes of memory that the host has left
+        self._reserve = MemoryReserve(config.training.give_back_below_mb << 20)
+        self._memory_due_s = 0.0
         self._started_s = clock()
         self._notifier = notifier or Notifier(None, None)
         self._statuses: dict[str, dict[str, Any]] = {}
@@ -190,6 +196,9 @@ class Supervisor:
             self._hear(name)
             if child.poll():
                 self._died(name)
+        if now_s >= self._memory_due_s:
+            self._memory_due_s = now_s + MEMORY_PERIOD_S
+            self._watch_memory()
         self._want()
         if now_s >= self._broadcast_due_s or self._state_message() != self._last_broadcast:
             self._broadcast()
@@ -215,7 +224,25 @@ class Supervisor:
             return  # the arm is released meanwhile: idle, but nobody is to start again
         permissions = self._machine.permissions
         for child in self._children.values():
-            child.want(child.row.runs(permissions))
+            # What gave its memory back is started again when there is room for it.
+            child.want(child.row.runs(permissions) and not child.wants_bytes)
+
+    def _watch_memory(self) -> None:
+        """A process that may not run keeps no memory that the host needs."""
+        for child in self._children.values():
+            if not child.row.gives_memory_back or not (child.frozen or child.wants_bytes):
+                continue
+            left_bytes = self._available()
+            if child.frozen:
+                if self._reserve.is_short(left_bytes):
+                    child.give_memory_back(
+                        f"ended for its memory: the host had {_mb(left_bytes)} MB left"
+                    )
+            elif self._reserve.has_room(left_bytes, child.wants_bytes):
+                child.wants_bytes = 0
+            else:
+                wanted = _mb(child.wants_bytes + self._reserve.below_bytes)
+                child.reason = f"waits for {wanted} MB of memory; {_mb(left_bytes)} MB are left"
 
     async def _end_all(self) -> None:
         """Control first gets its word to park; what trains ends meanwhile."""
@@ -264,8 +291,13 @@ class Supervisor:
 
     def _died(self, name: str) -> None:
         child = self._children[name]
-        reason = f"the {name} process died ({child.last_exit})"
         self._statuses.pop(name, None)
+        if child.wants_bytes:
+            self._events.append(
+                {"process": name, "name": "gave_memory_back", "reason": child.reason}
+            )
+            return
+        reason = f"the {name} process died ({child.last_exit})"
         self._events.append({"process": name, "name": "died", "reason": reason})
         if name != "control":
             return
@@ -315,3 +347,7 @@ class Supervisor:
                 child.send("state", **message)
             except LinkClosed as error:
                 log.debug("%s: %s", child.row.name, error)
+
+
+def _mb(number: int | None) -> int:
+    return (number or 0) >> 20

@@ -93,20 +93,20 @@ class Row(ProcessRow):
 
 
 ROWS = (
-    Row("trainer", "", idle, otherwise="freeze"),
+    Row("trainer", "", idle, otherwise="freeze", gives_memory_back=True),
     Row("control", "", always, program=CONTROL),
     Row("inference", "", rollout_armed),
 )
 Scene = Callable[[Supervisor], Awaitable[None]]
 
 
-def play(folder: Path, scene: Scene) -> None:
+def play(folder: Path, scene: Scene, available: Callable[[], int | None] = lambda: None) -> None:
     """Run a scene beside a running supervisor; afterwards no process of it may be left."""
     path = small_config(folder)
     pids: set[int] = set()
 
     async def run() -> None:
-        supervisor = Supervisor(load_config(path), path, ROWS)
+        supervisor = Supervisor(load_config(path), path, ROWS, available=available)
         running = asyncio.create_task(supervisor.run())
         try:
             await until(lambda: supervisor.status()["control"].get("ready"))
@@ -372,3 +372,51 @@ def test_a_policy_that_is_not_there_is_named_and_a_damaged_store_is_no_crash(
         assert supervisor.state is State.IDLE
 
     play(tmp_path, scene)
+
+
+# Memory.
+
+
+def test_a_frozen_trainer_gives_its_memory_back_and_returns_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    left = [8 << 30]
+
+    def row_of(supervisor: Supervisor) -> dict[str, Any]:
+        return dict(supervisor.status()["processes"]["trainer"])
+
+    async def scene(supervisor: Supervisor) -> None:
+        await until(lambda: supervisor.status().get("trainer"))
+        left[0] = 100 << 20
+        await asyncio.sleep(0.8)
+        first = pid_of(supervisor, "trainer")
+        assert first is not None, "at work it is left alone"
+        supervisor.event(Event.TELEOP_START)
+        await until(lambda: pid_of(supervisor, "trainer") is None)
+        assert not psutil.pid_exists(first)
+        row = row_of(supervisor)
+        assert row["restarts"] == 0, "it is no fault"
+        await until(lambda: "waits for" in row_of(supervisor)["reason"])
+        assert "100 MB are left" in row_of(supervisor)["reason"]
+        names = [event["name"] for event in supervisor.status()["events"]]
+        assert "gave_memory_back" in names
+        assert "died" not in names
+        supervisor.event(Event.RELEASED)
+        assert supervisor.state is State.IDLE
+        await asyncio.sleep(0.8)
+        assert pid_of(supervisor, "trainer") is None, "idle, but there is no room"
+        left[0] = 8 << 30
+        await until(lambda: pid_of(supervisor, "trainer"))
+        assert row_of(supervisor)["reason"] is None
+
+    play(tmp_path, scene, lambda: left[0])
+
+
+def test_a_frozen_trainer_stays_while_the_host_has_memory(tmp_path: Path) -> None:
+    async def scene(supervisor: Supervisor) -> None:
+        await until(lambda: pid_of(supervisor, "trainer"))
+        supervisor.event(Event.TELEOP_START)
+        await asyncio.sleep(0.8)
+        assert linux_state(supervisor, "trainer") == psutil.STATUS_STOPPED
+
+    play(tmp_path, scene, lambda: 8 << 30)
