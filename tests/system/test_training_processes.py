@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +16,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from bases import base
-from written_episodes import configured, write_config, write_episode
+from bases import NORMALIZER, SPEC, base
+from written_episodes import CAMERA, configured, write_config, write_episode
 
+from agent.dataset.ingest import Ingest
 from agent.dataset.versions import DatasetVersions
 from agent.recording.journal import EpisodeReader
 from agent.training.exchange import TrainingExchange
 from policy.batches import load_frames
-from policy.spec import ACTION
+from policy.build import build_policy, read_weights
+from policy.spec import ACTION, CameraSpec
+from policy.weights import weights_digest
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -151,3 +155,66 @@ def test_ingest_and_trainer_work_side_by_side_and_survive_freezing_and_killing(
     assert after is not None
     assert after.base_digest == before.base_digest == info.digest
     assert after.sequence > before.sequence
+
+
+def test_a_trainer_killed_again_and_again_comes_to_the_very_same_weights(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """Of a policy that sees by camera and drops out; three kills with no warning, mid-step."""
+    steps = 40
+    spec = SPEC.model_copy(
+        update={
+            "cameras": (CameraSpec(name=CAMERA, height=24, width=32),),
+            "environment_names": (),
+            "dropout": 0.1,
+            "batch_size": 4,
+        }
+    )
+    weights = read_weights(build_policy(spec, NORMALIZER, seed=0))
+    info = base(0)[1].model_copy(
+        update={
+            "digest": weights_digest(weights),
+            "spec": spec.to_json(),
+            "max_local_steps": steps,
+        }
+    )
+    folders = [tmp_path / "never", tmp_path / "often"]
+    digests = []
+    for folder, kills in zip(folders, (0, 3), strict=True):
+        folder.mkdir()
+        config = configured(folder)
+        if folder is folders[0]:
+            for number in range(3):
+                write_episode(config.journal_dir, number, frames=12)
+            ingest = Ingest(config)
+            ingest.take(ingest.waiting())
+        else:
+            shutil.copytree(folders[0] / "state" / "datasets", config.state_dir / "datasets")
+            config.dataset_dir.symlink_to("datasets/000001")
+        exchange = TrainingExchange(config.training_dir)
+        exchange.install_base(weights, info)
+
+        def done(exchange: TrainingExchange = exchange) -> int:
+            found = exchange.contribution_info()
+            return 0 if found is None else found.steps
+
+        chance = random.Random(3)
+        for _ in range(kills):
+            before = done()
+            victim = start("agent.training.trainer", folder / "agent.toml", started)
+            wait_for(lambda before=before: done() > before, START_S)  # type: ignore[misc]
+            time.sleep(chance.uniform(0.0, 0.3))
+            victim.kill()
+            victim.wait()
+        if kills:
+            assert done() < steps, "it was killed on the way"
+        last = start("agent.training.trainer", folder / "agent.toml", started)
+        wait_for(lambda: done() == steps, START_S)
+        last.kill()
+        last.wait()
+        found = exchange.contribution()
+        assert found is not None
+        digests.append(weights_digest(found[1]))
+        assert list((config.training_dir / "pictures").iterdir())
+        assert info.digest in exchange.held_out()
+    assert digests[0] == digests[1]
