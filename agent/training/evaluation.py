@@ -39,7 +39,7 @@ def slice_frames(spec: PolicySpec) -> int:
     return max(1, min(_FRAMES, _PIXELS // pixels)) if pixels else _FRAMES
 
 
-class Evaluation:
+class HeldOutEvaluation:
     """One policy on every held-out episode that is not ``known`` yet."""
 
     def __init__(

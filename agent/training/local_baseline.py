@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from agent.policies.store import LOCAL, PolicyStore
 from agent.training.compute import Compute
 from agent.training.errors import BadExchangeFile
-from agent.training.evaluation import Evaluation
+from agent.training.evaluation import HeldOutEvaluation
 from agent.training.local_work import LoadedBase
 from agent.training.training_data import TrainingData
 from policy.batches import Sampler
@@ -76,7 +76,7 @@ class LocalBaseline:
         self._clock = clock
         self._compute = compute
         self._training: LocalTraining | None = None
-        self._evaluation: Evaluation | None = None
+        self._evaluation: HeldOutEvaluation | None = None
         self._sampler: Sampler | None = None
         self._stored_sampler: Tensors = {}
         self._losses: deque[float] = deque(maxlen=100)
@@ -168,7 +168,7 @@ class LocalBaseline:
         result = None
         if data.held_out is not None:
             if self._evaluation is None:
-                self._evaluation = Evaluation(policy, base.spec, base.normalizer, data, {})
+                self._evaluation = HeldOutEvaluation(policy, base.spec, base.normalizer, data, {})
             if not self._evaluation.advance():
                 return
             result = HeldOut.of(self._evaluation.total())

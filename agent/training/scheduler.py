@@ -18,7 +18,7 @@ from agent.config import AgentConfig
 from agent.training.compute import Compute
 from agent.training.demonstrations import Demonstrations
 from agent.training.errors import BadExchangeFile
-from agent.training.evaluation import Evaluation, KnownErrors
+from agent.training.evaluation import HeldOutEvaluation, KnownErrors
 from agent.training.exchange import (
     TrainingExchange,
     TrainingProgress,
@@ -85,7 +85,7 @@ class TrainingScheduler:
         self._baseline_due = False
         self._data: TrainingData | None = None
         self._evaluated: tuple[str, TrainingData] | None = None
-        self._evaluation: Evaluation | None = None
+        self._evaluation: HeldOutEvaluation | None = None
         self._noted: Path | None = None  # version of the dataset whose episodes are noted
         self._looked_at_data_s = float("-inf")
         self._published_progress_s = float("-inf")
@@ -196,7 +196,9 @@ class TrainingScheduler:
             assert self._judge is not None
             write_weights(self._judge, base.weights)
             known = self._known_errors.of(policy)
-            self._evaluation = Evaluation(self._judge, base.spec, base.normalizer, data, known)
+            self._evaluation = HeldOutEvaluation(
+                self._judge, base.spec, base.normalizer, data, known
+            )
         evaluation, before = self._evaluation, len(self._evaluation.errors)
         done, judged = evaluation.advance(), len(evaluation.errors)
         self._set_phase("evaluating", f"episode {judged} of {len(data.episodes.digests)} held out")

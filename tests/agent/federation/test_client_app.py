@@ -193,6 +193,20 @@ def test_train_hands_over_the_newest_snapshot_with_its_real_numbers(app, exchang
     np.testing.assert_array_equal(delta["w"], weights(0.25)["w"])
 
 
+def test_what_was_handed_over_is_remembered_and_what_was_declined_is_not(app, exchange):
+    base = weights()
+    app.handle(INSTALL, install_request(base))
+    exchange.publish_contribution(weights(0.1), contribution(base, steps=5))
+    reply_to_train(app, train_request(base))
+    exchange.publish_contribution(weights(0.4), contribution(base, steps=9, sequence=2))
+    with pytest.raises(RequestDeclined):
+        app.handle(TRAIN, train_request(weights(0.9)))
+    found = TrainingExchange(exchange.folder).handed_over()
+    assert found is not None
+    assert found[0].steps == 5
+    np.testing.assert_array_equal(found[1]["w"], weights(0.1)["w"])
+
+
 def test_a_delta_too_large_for_float16_travels_whole(app, exchange):
     base = weights()
     exchange.publish_contribution(weights(70000.0), contribution(base))
