@@ -46,6 +46,7 @@ class ErrorSum:
     """Errors of a policy on some frames, which add up; ``numbers`` is of joints that were judged.
 
     loss: in normalised units. raw: in joint units. frame_mae: of each frame's mean, joint units.
+    joints: of each action by itself, joint units, in their order.
     """
 
     loss: float = 0.0
@@ -53,6 +54,7 @@ class ErrorSum:
     numbers: int = 0
     frame_mae: float = 0.0
     frames: int = 0
+    joints: tuple[float, ...] = ()
 
     def __add__(self, other: ErrorSum) -> ErrorSum:
         return ErrorSum(
@@ -61,7 +63,17 @@ class ErrorSum:
             self.numbers + other.numbers,
             self.frame_mae + other.frame_mae,
             self.frames + other.frames,
+            # Nothing yet has no joints.
+            tuple(map(sum, zip(self.joints, other.joints, strict=True)))
+            if self.joints and other.joints
+            else self.joints or other.joints,
         )
+
+    @property
+    def joint_mae(self) -> tuple[float, ...]:
+        """Mean of each action, joint units."""
+        steps = self.numbers / max(1, len(self.joints))
+        return tuple(total / steps for total in self.joints)
 
     @classmethod
     def of(cls, each: ChunkErrors) -> Self:
@@ -72,6 +84,7 @@ class ErrorSum:
             int(each.numbers.sum()),
             float((each.raw / each.numbers).sum()),
             len(each.raw),
+            tuple(each.joints.tolist()),
         )
 
 
@@ -82,6 +95,7 @@ class ChunkErrors:
     loss: float  # sum in normalised units
     raw: Array  # float64 [B], sum in raw joint units
     numbers: Array  # int64 [B], joints and steps that were judged
+    joints: Array  # float64 [A], sum in raw joint units
 
 
 class LocalTraining:
@@ -286,10 +300,12 @@ def chunk_errors(
         predicted = policy.predict_action_chunk(batch)
     valid = (~batch[PADDING]).unsqueeze(-1)
     difference = ((predicted - batch[ACTION]).abs() * valid).cpu()
+    raw = difference * std
     return ChunkErrors(
         loss=float(difference.sum(dtype=torch.float64)),
-        raw=(difference * std).sum(dim=(1, 2), dtype=torch.float64).numpy(),
+        raw=raw.sum(dim=(1, 2), dtype=torch.float64).numpy(),
         numbers=(valid.sum(dim=(1, 2)) * difference.shape[-1]).cpu().numpy(),
+        joints=raw.sum(dim=(0, 1), dtype=torch.float64).numpy(),
     )
 
 

@@ -22,6 +22,7 @@ from protocol.messages import (
     MAX_EPISODE_FRAMES,
     MAX_HELD_OUT_FRAMES,
     MAX_REPORTED_EPISODES,
+    MAX_REPORTED_JOINTS,
     EpisodeError,
     HeldOutReport,
 )
@@ -75,6 +76,7 @@ class HeldOutEpisodes:
             loss=min(total.loss / total.numbers, MAX_LOSS),
             frames=min(total.frames, MAX_HELD_OUT_FRAMES),
             episodes=tuple(newest.values()),
+            joints=tuple(map(_bounded, total.joint_mae[:MAX_REPORTED_JOINTS])),
         )
 
 

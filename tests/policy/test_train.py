@@ -19,7 +19,7 @@ from policy.errors import (
     TooLittleMemory,
 )
 from policy.spec import ACTION, CameraSpec
-from policy.train import LocalTraining, held_out_error
+from policy.train import ErrorSum, LocalTraining, chunk_errors, held_out_error
 from policy.weights import weights_digest
 
 SPEC = tiny_spec()
@@ -141,6 +141,18 @@ def test_held_out_error_is_in_raw_joint_units_and_leaves_padding_out() -> None:
     assert result.loss == pytest.approx(1.0, rel=1e-5)
     assert result.action_mae == pytest.approx(float(NORMALIZER.std(ACTION).mean()), rel=1e-5)
     assert result.frames == batches.examples
+
+
+def test_the_error_of_each_joint_is_in_its_own_units_over_any_number_of_batches() -> None:
+    class Off(torch.nn.Module):
+        def predict_action_chunk(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return batch[ACTION] + 1.0 + 1000.0 * batch[PADDING].unsqueeze(-1)
+
+    batches = VectorBatches(FRAMES, SPEC, NORMALIZER).ordered(7)
+    off = Off()
+    total = sum((ErrorSum.of(chunk_errors(off, b, NORMALIZER)) for b in batches), ErrorSum())
+    assert total.joint_mae == pytest.approx(NORMALIZER.std(ACTION).tolist(), rel=1e-5)
+    assert ErrorSum().joint_mae == ()
 
 
 def test_nothing_held_out_is_said_and_not_scored_as_zero() -> None:

@@ -35,7 +35,10 @@ def errors(episodes: HeldOutEpisodes, maes: list[float]) -> dict[str, ErrorSum]:
     for (index, key), mae in zip(episodes.digests.items(), maes, strict=True):
         frames = int((episodes.episode == index).sum())
         numbers = 6 * frames
-        found[key] = ErrorSum(mae * numbers / 8.0, mae * numbers, numbers, mae * frames, frames)
+        joints = tuple(mae * frames * joint for joint in range(6))
+        found[key] = ErrorSum(
+            mae * numbers / 8.0, mae * numbers, numbers, mae * frames, frames, joints
+        )
     return found
 
 
@@ -50,6 +53,12 @@ def test_each_episode_is_reported_with_its_own_error_and_those_of_the_baselines(
         assert each.hold_still == pytest.approx(episodes.hold_still[rows].mean(), rel=1e-5)
         assert each.nearest == pytest.approx(episodes.nearest[rows].mean(), rel=1e-5)
         assert 0 < each.nearest < each.hold_still
+
+
+def test_each_joint_is_reported_over_all_episodes() -> None:
+    episodes = measured(FRAMES.select([1, 4]))
+    report = episodes.report(errors(episodes, [2.0, 6.0]), 3, SECRET)
+    assert report.joints == (0.0, 4.0, 8.0, 12.0, 16.0, 20.0)
 
 
 def test_only_the_newest_episodes_are_reported_one_by_one() -> None:
