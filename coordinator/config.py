@@ -12,8 +12,8 @@ from pydantic_settings import SettingsConfigDict
 
 from coordinator.errors import ConfigError
 from host.settings import BadSettings, Settings, Table, load_settings
-from policy.errors import BadSpec, NotExportable
-from policy.kinds import KINDS, require_exportable
+from policy.errors import BadSpec
+from policy.kinds import KINDS
 from policy.spec import PolicySpec
 from protocol.eligibility import MAX_BASES
 from protocol.fields import LocalWork
@@ -325,10 +325,10 @@ class CoordinatorConfig(Settings):
 def policy_spec(config: CoordinatorConfig, features: Features) -> PolicySpec:
     """The policy's specification: [policy] and the names the robots have.
 
-    Raises ConfigError, also for a kind that can be trained but not released.
+    Raises ConfigError.
     """
     try:
-        spec = PolicySpec.from_json(
+        return PolicySpec.from_json(
             {
                 **config.policy,
                 "state_names": list(features.state_names),
@@ -337,9 +337,7 @@ def policy_spec(config: CoordinatorConfig, features: Features) -> PolicySpec:
                 "fps": round(features.fps),
             }
         )
-        require_exportable(spec)
-        return spec
-    except (BadSpec, NotExportable) as error:
+    except BadSpec as error:
         raise ConfigError(f"[policy]: {error}") from error
 
 

@@ -51,10 +51,6 @@ class MissingArtefact(PolicyError, FileNotFoundError):
     """A file that a policy starts from is not at this host, or is another one."""
 
 
-class NotExportable(PolicyError, NotImplementedError):
-    """No graph can be made of a kind of policy yet, so it can drive no arm."""
-
-
 class BadManifest(PolicyError, ValueError):
     """A release manifest that does not fit its model or its digest."""
 

@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
+from policy.batches import TASK
 from policy.build import IMAGE_MEAN, IMAGE_STD, build_processors, read_weights
 from policy.errors import ParityFailed
-from policy.kinds import kind_of, require_exportable
+from policy.flow import GUIDANCE, NEXT_X, TIME, Flow, X, guided_step, join
+from policy.kinds import NOISE, PREFIX_WEIGHTS, PREVIOUS, TOKEN_MASK, TOKENS, kind_of
 from policy.kinds.adapter import MEAN_STD
 from policy.release.goldens import Golden, write_goldens
-from policy.release.layout import write_graph
+from policy.release.layout import write_files, write_graph
 from policy.session import METADATA_KEY, OnnxPolicy, blank_observation, input_shapes
 from policy.spec import ACTION, PolicySpec
 from policy.statistics import Normalizer
@@ -66,10 +69,11 @@ def export_policy(
 ) -> ExportedPolicy:
     """Write the graph to ``path`` and its other files beside it, durably; check what it computes.
 
-    It must be what LeRobot's own pipeline computes. Raises NotExportable, BadStatistics,
-    ParityFailed, BadModelFile, OSError; what was written then stays.
+    It must be what LeRobot's own pipeline computes. Frozen parts in bfloat16 become float32, with
+    the same values: so is the graph. Raises BadStatistics, MissingArtefact, ParityFailed,
+    BadModelFile, OSError; what was written then stays.
     """
-    require_exportable(spec)
+    policy.float()
     about = {
         "version": version,
         "round": round_number,
@@ -77,7 +81,7 @@ def export_policy(
         "spec": spec.to_json(),
     }
     model = onnx_model(policy, spec, normalizer, about | {"normalizer_digest": normalizer.digest()})
-    files = write_graph(path, model)
+    files = write_graph(path, model) | write_files(path.parent, kind_of(spec.kind).files(spec))
     observations = golden_observations(spec, normalizer, _GOLDENS)
     chunks = lerobot_chunks(policy, spec, normalizer, observations)
     worst = check_parity(path, observations, chunks)
@@ -107,24 +111,18 @@ def onnx_model(
     "armada". Raises BadStatistics.
     """
     normalizer.require(spec.vectors)
-    graph = _Deployed(policy, spec, normalizer)
     # Two rows: an example of one row would be folded into the graph as a constant.
-    blank = blank_observation(spec)
-    names = list(blank)
-    examples = tuple(torch.from_numpy(np.stack([value, value])) for value in blank.values())
-    buffer = io.BytesIO()
-    with evaluating(policy), _quiet():
-        torch.onnx.export(
-            graph.eval(),
-            examples,
-            buffer,
-            input_names=names,
-            output_names=[ACTION],
-            dynamic_axes={name: {0: "batch"} for name in [*names, ACTION]},
-            opset_version=_OPSET,
-            dynamo=False,
+    examples = {
+        name: torch.from_numpy(np.stack([value, value]))
+        for name, value in blank_observation(spec).items()
+    }
+    flow = kind_of(spec.kind).flow(policy)
+    with evaluating(policy), _merged(policy), _quiet():
+        model = (
+            _trace(_Deployed(policy, spec, normalizer), examples, [ACTION])
+            if flow is None
+            else _flow_model(policy, flow, spec, normalizer, examples)
         )
-    model = onnx.load_from_string(buffer.getvalue())
     # The tracer names a dimension that it could not prove; it is the spec's.
     for axis, size in zip((1, 2), (spec.chunk_size, len(spec.action_names)), strict=True):
         model.graph.output[0].type.tensor_type.shape.dim[axis].dim_value = size
@@ -146,6 +144,7 @@ def lerobot_chunks(
     preprocess, postprocess = build_processors(spec, normalizer)
     kind = kind_of(spec.kind)
     cameras = {camera.key for camera in spec.cameras}
+    mean, std = torch.from_numpy(normalizer.mean(ACTION)), torch.from_numpy(normalizer.std(ACTION))
     chunks = []
     with evaluating(policy):
         for observation in observations:
@@ -156,6 +155,10 @@ def lerobot_chunks(
                     value = value.movedim(-1, -3).to(torch.float32) / 255.0
                 raw[name] = value
             extra = {name: raw.pop(name) for name in kind.extra_inputs(spec)}
+            if kind.words:
+                raw[TASK] = [""]  # its tokens are among the extra inputs
+            if PREVIOUS in extra:
+                extra[PREVIOUS] = (extra[PREVIOUS] - mean) / (std + _EPSILON)
             chunk = postprocess(kind.predict(policy, kind.arrange(preprocess(raw)), extra))[0]
             chunks.append(chunk.to(torch.float32).numpy())
     return chunks
@@ -201,14 +204,94 @@ def golden_observations(
     return observations
 
 
-class _Deployed(torch.nn.Module):
-    """Normalise, predict, bring the actions back to raw units."""
+def _trace(
+    module: torch.nn.Module,
+    examples: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    fixed: Collection[str] = (),
+) -> onnx.ModelProto:
+    """The module as ONNX; the first axis of all is the batch, but for inputs in ``fixed``."""
+    names = list(examples)
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        module.eval(),
+        tuple(examples.values()),
+        buffer,
+        input_names=names,
+        output_names=list(outputs),
+        dynamic_axes={name: {0: "batch"} for name in [*names, *outputs] if name not in fixed},
+        opset_version=_OPSET,
+        dynamo=False,
+    )
+    return onnx.load_from_string(buffer.getvalue())
 
-    def __init__(self, policy: torch.nn.Module, spec: PolicySpec, normalizer: Normalizer) -> None:
+
+def _flow_model(
+    policy: torch.nn.Module,
+    flow: Flow,
+    spec: PolicySpec,
+    normalizer: Normalizer,
+    examples: Mapping[str, torch.Tensor],
+) -> onnx.ModelProto:
+    seen = {name: value for name, value in examples.items() if name != NOISE}
+    encoder = _Encoder(policy, flow, spec, normalizer, list(seen))
+    context = encoder(*seen.values())
+    names = [f"context_{index}" for index in range(len(context))]
+    first = _trace(encoder, seen, names)
+    step = {
+        X: torch.zeros(2, spec.chunk_size, flow.width),
+        TIME: torch.ones(1),
+        GUIDANCE: torch.ones(1),
+        **dict(zip(names, context, strict=True)),
+    }
+    model = join(
+        first, _trace(_Step(policy, flow), step, [NEXT_X], (TIME, GUIDANCE)), NOISE, flow.steps
+    )
+    return _in_raw_units(model, spec, normalizer)
+
+
+def _in_raw_units(
+    model: onnx.ModelProto, spec: PolicySpec, normalizer: Normalizer
+) -> onnx.ModelProto:
+    """The flow's last actions without their padding, times the deviation, plus the mean."""
+    constants = {
+        "first_action": np.array([0], np.int64),
+        "past_actions": np.array([len(spec.action_names)], np.int64),
+        "last_axis": np.array([2], np.int64),
+        "action_std": normalizer.std(ACTION),
+        "action_mean": normalizer.mean(ACTION),
+    }
+    graph = model.graph
+    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in constants.items())
+    graph.node.extend(
+        [
+            helper.make_node(
+                "Slice", [NEXT_X, "first_action", "past_actions", "last_axis"], ["unpadded"]
+            ),
+            helper.make_node("Mul", ["unpadded", "action_std"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "action_mean"], [ACTION]),
+        ]
+    )
+    del graph.output[:]
+    shape = ["batch", spec.chunk_size, len(spec.action_names)]
+    graph.output.append(helper.make_tensor_value_info(ACTION, TensorProto.FLOAT, shape))
+    return model
+
+
+class _Inputs(torch.nn.Module):
+    """Raw inputs as an arranged, normalised batch, and those of the kind beside it."""
+
+    def __init__(
+        self,
+        policy: torch.nn.Module,
+        spec: PolicySpec,
+        normalizer: Normalizer,
+        names: Sequence[str],
+    ) -> None:
         super().__init__()
         self._policy = policy
         self._kind = kind_of(spec.kind)
-        self._names = list(input_shapes(spec))
+        self._names = names
         self._extra = self._kind.extra_inputs(spec)
         self._cameras = {camera.key for camera in spec.cameras}
         self._scales: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
@@ -218,19 +301,20 @@ class _Deployed(torch.nn.Module):
             )
             for name in spec.vectors
         }
-        self._action_mean = torch.from_numpy(normalizer.mean(ACTION))
-        self._action_std = torch.from_numpy(normalizer.std(ACTION))
         self._image_scale = (
             (torch.tensor(IMAGE_MEAN), torch.tensor(IMAGE_STD) + _EPSILON)
             if self._kind.pictures == MEAN_STD
             else (torch.zeros(3), torch.ones(3))
         )
 
-    def forward(self, *raw: torch.Tensor) -> torch.Tensor:
+    def read(self, raw: Sequence[torch.Tensor]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         batch: dict[str, Any] = {}
         extra = {}
         for name, value in zip(self._names, raw, strict=True):
-            if name in self._extra:
+            if name == PREVIOUS:
+                mean, std = self._scales[ACTION]
+                extra[name] = (value - mean) / std
+            elif name in self._extra:
                 extra[name] = value
             elif name in self._cameras:
                 mean, std = self._image_scale
@@ -238,8 +322,79 @@ class _Deployed(torch.nn.Module):
             else:
                 mean, std = self._scales[name]
                 batch[name] = (value - mean) / std
-        actions = self._kind.predict(self._policy, self._kind.arrange(batch), extra)
-        return actions * self._action_std + self._action_mean
+        return self._kind.arrange(batch), extra
+
+
+class _Deployed(_Inputs):
+    """Normalise, predict, bring the actions back to raw units."""
+
+    def __init__(self, policy: torch.nn.Module, spec: PolicySpec, normalizer: Normalizer) -> None:
+        super().__init__(policy, spec, normalizer, list(input_shapes(spec)))
+        self._mean = torch.from_numpy(normalizer.mean(ACTION))
+        self._std = torch.from_numpy(normalizer.std(ACTION))
+
+    def forward(self, *raw: torch.Tensor) -> torch.Tensor:
+        actions = self._kind.predict(self._policy, *self.read(raw))
+        return actions * self._std + self._mean
+
+
+class _Encoder(_Inputs):
+    """What every step of a flow looks at: the previous chunk, its weights, what is seen."""
+
+    def __init__(
+        self,
+        policy: torch.nn.Module,
+        flow: Flow,
+        spec: PolicySpec,
+        normalizer: Normalizer,
+        names: Sequence[str],
+    ) -> None:
+        super().__init__(policy, spec, normalizer, names)
+        self._flow = flow
+
+    def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        batch, extra = self.read(raw)
+        words = {name: extra[name] for name in (TOKENS, TOKEN_MASK) if name in extra}
+        previous = extra[PREVIOUS]
+        padded = torch.nn.functional.pad(previous, (0, self._flow.width - previous.shape[-1]))
+        return padded, extra[PREFIX_WEIGHTS].unsqueeze(-1), *self._flow.encode(batch | words)
+
+
+class _Step(torch.nn.Module):
+    """One step of a flow."""
+
+    def __init__(self, policy: torch.nn.Module, flow: Flow) -> None:
+        super().__init__()
+        self._policy = policy  # its parameters are then the module's
+        self._flow = flow
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        time: torch.Tensor,
+        guidance: torch.Tensor,
+        previous: torch.Tensor,
+        weights: torch.Tensor,
+        *context: torch.Tensor,
+    ) -> torch.Tensor:
+        velocity = self._flow.velocity(x, time.expand(x.shape[0]), context)
+        return guided_step(x, velocity, time, guidance, previous, weights, self._flow.steps)
+
+
+@contextlib.contextmanager
+def _merged(policy: torch.nn.Module) -> Iterator[None]:
+    """With low-rank changes added to the weights that they change, exactly undone afterwards."""
+    changed = [layer for layer in policy.modules() if hasattr(layer, "lora_B")]
+    before = [layer.get_base_layer().weight.detach().clone() for layer in changed]
+    for layer in changed:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer, weight in zip(changed, before, strict=True):
+            layer.unmerge()
+            with torch.no_grad():
+                layer.get_base_layer().weight.copy_(weight)
 
 
 @contextlib.contextmanager

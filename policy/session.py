@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from policy.errors import BadModelFile, BadObservation, InferenceFailed
-from policy.kinds import NOISE, kind_of
+from policy.kinds import INTEGER_INPUTS, NOISE, PREFIX_WEIGHTS, PREVIOUS, TOKENS, kind_of
 from policy.spec import ACTION, PolicySpec
+from policy.words import TOKENIZER_NAME, TaskWords
 
 type Array = NDArray[Any]
 
@@ -22,6 +23,7 @@ METADATA_KEY = "armada"
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int64)": np.dtype(np.int64),
 }
 
 # What loading or running a graph raises; pybind11 gives it no common base of its own.
@@ -44,9 +46,11 @@ class OnnxPolicy:
 
     Inputs are fed by name: ``observation.state`` f32 [1,S], ``observation.environment_state``
     f32 [1,E], ``observation.images.<camera>`` u8 [1,H,W,3] RGB. A leading axis of one may be left
-    out. ``noise`` f32 [1,C,A], where the graph starts from it, is drawn unless it is given. Raises
-    BadModelFile when the file cannot be loaded or has no ``armada`` metadata,
-    FileNotFoundError when it is not there.
+    out. What a graph asks for beyond that has a default where it is not given: ``noise`` is drawn;
+    ``previous_chunk`` f32 [1,C,A] (raw units) and ``prefix_weights`` f32 [1,C] are zero, which
+    plans afresh; the tokens of a task come from the words given to ``infer`` and the tokenizer
+    beside the file. Raises BadModelFile when the file cannot be loaded or has no ``armada``
+    metadata, FileNotFoundError when it or its tokenizer is not there, MissingPackage.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
@@ -78,6 +82,9 @@ class OnnxPolicy:
             raise BadModelFile(f"{path}: no output 'action' of shape [1, chunk, action]")
         self.chunk_size = int(outputs["action"][1])
         self.action_size = int(outputs["action"][2])
+        self._words: TaskWords | None = None
+        if TOKENS in self.inputs:
+            self._words = TaskWords(path.with_name(TOKENIZER_NAME), self.inputs[TOKENS][1][1])
 
     def require(self, spec: PolicySpec) -> None:
         """Raise BadModelFile unless inputs and output are the spec's."""
@@ -92,15 +99,14 @@ class OnnxPolicy:
         if shape != told:
             raise BadModelFile(f"{self._path} gives actions {shape}, its manifest says {told}")
 
-    def infer(self, observation: Mapping[str, Array]) -> Array:
+    def infer(self, observation: Mapping[str, Array], task: str = "") -> Array:
         """Chunk of actions, float32 [C, A] in raw units. Entries that are no input are ignored.
 
+        ``task`` is read by a policy that reads words, unless the observation has its tokens.
         Raises BadObservation: an input is missing, or has a wrong shape or kind of numbers;
         InferenceFailed.
         """
-        if NOISE in self.inputs and NOISE not in observation:
-            shape = self.inputs[NOISE][1]
-            observation = {**observation, NOISE: self._random.standard_normal(shape, np.float32)}
+        observation = {**self._defaults(observation, task), **observation}
         feed = {
             name: _as_input(name, observation, dtype, shape)
             for name, (dtype, shape) in self.inputs.items()
@@ -111,6 +117,19 @@ class OnnxPolicy:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InferenceFailed(f"the policy cannot be run: {reason}") from error
         return np.asarray(action[0], dtype=np.float32)
+
+    def _defaults(self, observation: Mapping[str, Array], task: str) -> dict[str, Array]:
+        absent = {}
+        for name in {NOISE, PREVIOUS, PREFIX_WEIGHTS} & self.inputs.keys() - observation.keys():
+            shape = self.inputs[name][1]
+            absent[name] = (
+                self._random.standard_normal(shape, np.float32)
+                if name == NOISE
+                else np.zeros(shape, np.float32)
+            )
+        if self._words is not None and TOKENS not in observation:
+            absent |= self._words.inputs(task)
+        return absent
 
 
 def input_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
@@ -127,10 +146,11 @@ def input_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
 
 def as_observation(spec: PolicySpec, values: Mapping[str, Any]) -> dict[str, Array]:
     """Nested lists as the arrays that the graph takes. Raises BadObservation: they are ragged."""
-    cameras = {camera.key for camera in spec.cameras}
+    types: dict[str, type[np.generic]] = dict.fromkeys(INTEGER_INPUTS, np.int64)
+    types |= {camera.key: np.uint8 for camera in spec.cameras}
     try:
         return {
-            name: np.asarray(value, dtype=np.uint8 if name in cameras else np.float32)
+            name: np.asarray(value, dtype=types.get(name, np.float32))
             for name, value in values.items()
         }
     except (ValueError, TypeError, OverflowError) as error:

@@ -10,17 +10,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from policy.errors import BadSpec, NotExportable
+from policy.errors import BadSpec
 
 if TYPE_CHECKING:
     from policy.kinds.adapter import PolicyKind
-    from policy.spec import PolicySpec
 
 # LeRobot's name of each policy is the name of its file here.
 KINDS = ("act", "diffusion", "smolvla")
 
-# The input of a graph that starts from standard normal numbers.
+# Inputs of graphs besides what the robot sees. A graph that starts from standard normal numbers:
 NOISE = "noise"
+# One that is pulled to the chunk before (real-time chunking): its actions in raw units, and how
+# much each counts, 0..1.
+PREVIOUS, PREFIX_WEIGHTS = "previous_chunk", "prefix_weights"
+# One that reads the task: LeRobot's names.
+LANGUAGE = "observation.language"
+TOKENS, TOKEN_MASK = f"{LANGUAGE}.tokens", f"{LANGUAGE}.attention_mask"
+INTEGER_INPUTS = frozenset({TOKENS, TOKEN_MASK})
 
 
 def kind_of(name: str) -> PolicyKind[Any]:
@@ -29,10 +35,3 @@ def kind_of(name: str) -> PolicyKind[Any]:
         raise BadSpec(f"kind: {name!r} is not one of {', '.join(KINDS)}")
     adapter: PolicyKind[Any] = importlib.import_module(f"policy.kinds.{name}").KIND
     return adapter
-
-
-def require_exportable(spec: PolicySpec) -> None:
-    """Raise NotExportable when no graph can be made of this kind yet."""
-    reason = kind_of(spec.kind).not_exportable
-    if reason:
-        raise NotExportable(f"a policy of kind {spec.kind} cannot drive an arm yet: {reason}")

@@ -15,6 +15,8 @@ from policy.weights import Array
 if TYPE_CHECKING:
     import torch
 
+    from policy.flow import Flow
+
 # How LeRobot's processor scales each sort of feature, by the names of its NormalizationMode.
 MEAN_STD = "MEAN_STD"
 IDENTITY = "IDENTITY"
@@ -56,8 +58,6 @@ class PolicyKind[Spec: PolicySpec](ABC):
     """How pictures (0..1) are scaled; vectors are always brought to mean 0 and deviation 1."""
     words: ClassVar[bool] = False
     """Whether the task, in words, is an input of the processor (``task``)."""
-    not_exportable: ClassVar[str] = ""
-    """Why no graph can be made of it yet; empty when one can."""
 
     @abstractmethod
     def config(self, spec: Spec) -> dict[str, Any]:
@@ -90,7 +90,10 @@ class PolicyKind[Spec: PolicySpec](ABC):
         return float(loss.detach())
 
     def extra_inputs(self, spec: Spec) -> dict[str, tuple[int, ...]]:
-        """Float inputs of the graph besides the observation: name -> shape without batch axis."""
+        """Inputs of the graph besides the observation: name -> shape without batch axis.
+
+        Floats, but for ``INTEGER_INPUTS``.
+        """
         del spec
         return {}
 
@@ -101,12 +104,22 @@ class PolicyKind[Spec: PolicySpec](ABC):
             for name, shape in self.extra_inputs(spec).items()
         }
 
+    def files(self, spec: Spec) -> dict[str, bytes]:
+        """What a host needs beside the graph: name -> content. Raises MissingArtefact, OSError."""
+        del spec
+        return {}
+
+    def flow(self, policy: Any) -> Flow | None:
+        """The two parts of a graph that integrates a velocity; None: ``predict`` is the graph."""
+        del policy
+        return None
+
     def predict(
         self, policy: Any, batch: dict[str, Any], extra: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Normalised actions [B,C,A] for an arranged batch, by LeRobot's own call.
 
-        It is also what is traced into the deployed graph.
+        It is also what is traced into the deployed graph of a kind without ``flow``.
         """
         del extra
         chunk: torch.Tensor = policy.predict_action_chunk(batch)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from policy.artefacts import SHA256_PATTERN, find_artefact
+from policy.kinds import NOISE, PREFIX_WEIGHTS, PREVIOUS, TOKEN_MASK, TOKENS
 from policy.kinds.adapter import IDENTITY, PolicyKind
 from policy.spec import ENVIRONMENT, PolicySpec
+from policy.weights import Array
+from policy.words import TOKENIZER_NAME
 
 if TYPE_CHECKING:
     import torch
 
-LANGUAGE = "observation.language"  # LeRobot's prefix of the task's tokens and their mask
+    from policy.flow import Flow
+
+_COMMON_TOKENS = 16  # every vocabulary has so many
 # As LeRobot chooses them: queries and values of the expert, and what leads in and out of it.
 _LORA_TARGETS = (
     r"model\.(vlm_with_expert\.lm_expert\..*\.(q|v)_proj"
@@ -86,7 +93,6 @@ class SmolVla(PolicyKind[SmolVlaSpec]):
     packages: ClassVar[tuple[str, ...]] = ("transformers", "num2words", "peft")
     pictures: ClassVar[str] = IDENTITY
     words: ClassVar[bool] = True
-    not_exportable: ClassVar[str] = "its graph is not written; act and diffusion can be released"
 
     def config(self, spec: SmolVlaSpec) -> dict[str, Any]:
         return {
@@ -127,6 +133,58 @@ class SmolVla(PolicyKind[SmolVlaSpec]):
         )
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("lora_B" in name)
+
+    def extra_inputs(self, spec: SmolVlaSpec) -> dict[str, tuple[int, ...]]:
+        return {
+            TOKENS: (spec.max_task_tokens,),
+            TOKEN_MASK: (spec.max_task_tokens,),
+            NOISE: (spec.chunk_size, spec.max_vector_size),
+            PREVIOUS: (spec.chunk_size, len(spec.action_names)),
+            PREFIX_WEIGHTS: (spec.chunk_size,),
+        }
+
+    def draw_extra_inputs(self, spec: SmolVlaSpec, random: np.random.Generator) -> dict[str, Array]:
+        drawn = super().draw_extra_inputs(spec, random)
+        words = 1 + int(random.integers(spec.max_task_tokens))
+        drawn[TOKENS] = random.integers(0, _COMMON_TOKENS, spec.max_task_tokens)
+        drawn[TOKEN_MASK] = (np.arange(spec.max_task_tokens) < words).astype(np.int64)
+        drawn[PREFIX_WEIGHTS] = np.sort(random.random(spec.chunk_size, np.float32))[::-1].copy()
+        return drawn
+
+    def files(self, spec: SmolVlaSpec) -> dict[str, bytes]:
+        return {TOKENIZER_NAME: (find_artefact(spec.vlm_sha256) / TOKENIZER_NAME).read_bytes()}
+
+    def flow(self, policy: Any) -> Flow:
+        from policy.kinds.smolvla_graph import flow_of
+
+        return flow_of(policy, TOKENS, TOKEN_MASK)
+
+    def predict(
+        self, policy: Any, batch: dict[str, Any], extra: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """LeRobot's own, guided by its own real-time chunking with the weights given."""
+        from lerobot.policies.rtc.configuration_rtc import RTCConfig
+        from lerobot.policies.rtc.modeling_rtc import RTCProcessor
+
+        class Weighted(RTCProcessor):
+            def get_prefix_weights(self, start: int, end: int, total: int) -> torch.Tensor:
+                del start, end, total
+                return extra[PREFIX_WEIGHTS][0]
+
+        words = {TOKENS: extra[TOKENS], TOKEN_MASK: extra[TOKEN_MASK].bool()}
+        rtc = RTCConfig()
+        before = policy.config.rtc_config, policy.model.rtc_processor
+        policy.config.rtc_config, policy.model.rtc_processor = rtc, Weighted(rtc)
+        try:
+            chunk: torch.Tensor = policy.predict_action_chunk(
+                batch | words,
+                noise=extra[NOISE],
+                prev_chunk_left_over=extra[PREVIOUS],
+                inference_delay=0,
+            )
+        finally:
+            policy.config.rtc_config, policy.model.rtc_processor = before
+        return chunk
 
 
 KIND = SmolVla()

@@ -8,6 +8,7 @@ Runtime maps such files into memory and takes plain names beside the graph alone
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -69,6 +70,13 @@ def read_graph(path: Path) -> onnx.ModelProto:
         tensor.ClearField("external_data")
         tensor.data_location = onnx.TensorProto.DEFAULT
     return model
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    """Write what a host needs beside the graph, durably; each file's entry. Raises OSError."""
+    for name, content in contents.items():
+        write_durable(folder / name, content)
+    return {name: entry_of(content) for name, content in contents.items()}
 
 
 def write_named_by_content(folder: Path, content: bytes, suffix: str) -> tuple[str, FileEntry]:

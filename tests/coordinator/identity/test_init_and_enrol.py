@@ -32,13 +32,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "c"
 
 
-SMOLVLA = f"""[policy]
-kind = "smolvla"
-vlm_sha256 = "{"0" * 64}"
-cameras = [{{name = "overhead", height = 96, width = 128}}]
-"""
-
-
 def enrol(folder: Path, name: str, out: str = "bundle") -> int:
     return main(["enrol", name, "--dir", str(folder), "--out", str(folder.parent / out)])
 
@@ -137,7 +130,6 @@ def test_init_never_overwrites_an_authority(
         ("[policy]", "[policy]\ndim_modle = 3", "dim_modle"),
         ("[policy]", "[policy]\ndim_model = 30", "multiple of n_heads"),
         ("[policy]", '[policy]\nkind = "pi0"', "not one of act, diffusion, smolvla"),
-        ("[policy]", SMOLVLA, "smolvla cannot drive an arm yet"),
         ("[policy]", "[policy", "not TOML"),
     ],
 )

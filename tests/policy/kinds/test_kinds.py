@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from synthetic_pick import JOINTS, PLACE, frames_of, normalizer_of
 
 from policy.build import build_policy
-from policy.errors import BadSpec, MissingPackage, NotExportable
-from policy.export import export_policy
+from policy.errors import BadSpec, MissingPackage
 from policy.kinds import KINDS, kind_of
-from policy.spec import ENVIRONMENT, PolicySpec
+from policy.spec import PolicySpec
 
 LEAST = {
     "state_names": JOINTS,
@@ -93,10 +91,3 @@ def test_a_package_that_is_not_installed_is_told_with_the_extra_that_brings_it(
     spec = spec_of("diffusion")
     with pytest.raises(MissingPackage, match=r"no_such_package: install armada\[diffusion\]"):
         build_policy(spec, normalizer_of(frames_of(1), spec), 0)
-
-
-def test_a_kind_without_a_graph_is_not_exported_and_says_why(tmp_path: Path) -> None:
-    spec = spec_of("smolvla")
-    assert ENVIRONMENT not in spec.vectors
-    with pytest.raises(NotExportable, match="smolvla cannot drive an arm yet"):
-        export_policy(None, spec, normalizer_of(frames_of(1), spec), tmp_path / "policy.onnx")
