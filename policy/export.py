@@ -223,7 +223,25 @@ def _trace(
         opset_version=_OPSET,
         dynamo=False,
     )
-    return onnx.load_from_string(buffer.getvalue())
+    model = onnx.load_from_string(buffer.getvalue())
+    _drop_aliases(model.graph)
+    return model
+
+
+def _drop_aliases(graph: onnx.GraphProto) -> None:
+    """The tracer writes weights used twice (two cameras, one trunk) as Identity of the first."""
+    weights = {tensor.name for tensor in graph.initializer}
+    aliases: dict[str, str] = {}
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in weights:
+            aliases[node.output[0]] = node.input[0]
+        else:
+            nodes.append(node)
+    for node in nodes:
+        node.input[:] = [aliases.get(name, name) for name in node.input]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _flow_model(
@@ -317,8 +335,9 @@ class _Inputs(torch.nn.Module):
             elif name in self._extra:
                 extra[name] = value
             elif name in self._cameras:
-                mean, std = self._image_scale
-                batch[name] = ((value.to(torch.float32) / 255.0 - mean) / std).permute(0, 3, 1, 2)
+                mean, std = self._image_scale  # as one product and one sum a pixel
+                scaled = value.to(torch.float32) * (1.0 / (255.0 * std)) - mean / std
+                batch[name] = scaled.permute(0, 3, 1, 2)
             else:
                 mean, std = self._scales[name]
                 batch[name] = (value - mean) / std
