@@ -1,251 +1,296 @@
-"""The control loop keeps its time whatever the inference process does.
+"""A chunk by ONNX beside LeRobot's own step, on this host, in one run.
 
-A loop at 30 Hz drives an untrained ACT (state and object, or with one camera) in a real inference
-process that is healthy, then stopped (SIGSTOP), then killed (SIGKILL). Out comes JSON: latency of
-chunk requests, duration of `PolicySource.action`, lateness of the loop, ticks until hold and fault.
-Like the agent, the loop takes real-time priority where it may.
+Untrained policies of the published sizes: ACT (51.6 M parameters, chunk 100, two 640x480 cameras,
+frozen batch norm) and SmolVLA (450 M, chunk 50, ten Euler steps, two 640x480 cameras; configuration
+and tokenizer are made here). LeRobot's step is its processors and `select_action` with an empty
+queue. The contestants run in turn, each in a process of its own, so that all meet the same load and
+none holds another's memory. Both the time on the wall and the processor's are told: where others
+use the machine, only the latter can be compared. Int8 is calibrated on made-up pictures here; what
+it costs in accuracy on a robot's own frames is measured there (`agent/training/host_measurement`).
 
-    python benchmarks/inference.py [--seconds 5] [--camera 480x640] [--realtime 20] [--json FILE]
+    python benchmarks/inference.py [--policy act|smolvla] [--threads 2] [--runs 7] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
 import json
 import multiprocessing
 import os
-import platform
-import signal
-import subprocess
+import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agent.config import FEATURES, load_config
-from agent.control.observation import Observation
-from agent.control.policy_source import PolicySource
-from agent.inference.channel import PolicyChannel
-from policy.kinds.act import ActSpec
-from policy.release.manifest import POLICY_NAME, write_manifest
-from policy.spec import CameraSpec, PolicySpec
-
-FPS = 30
-MAX_HOLD_S = 1.0
-CONFIG = """
-[robot]
-port = "/dev/null"
-[cameras.overhead]
-source = "http://127.0.0.1:9/"
-height = {height}
-width = {width}
-[tracker]
-camera = "overhead"
-hue_min_deg = 350
-hue_max_deg = 10
-homography = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-[control]
-fps = {fps}
-[rollout]
-max_hold_s = {hold_s}
-[paths]
-state_dir = "state"
-"""
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+HEIGHT, WIDTH = 480, 640
+STD_DEG = 30.0
+TASK = "pick up the red cube"
+WORDS = ("pick", "up", "the", "red", "cube")
+# Of SmolVLM2-500M-Video-Instruct, of which SmolVLA uses 16 layers.
+TEXT = {
+    "model_type": "llama",
+    "vocab_size": 49280,
+    "hidden_size": 960,
+    "intermediate_size": 2560,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 15,
+    "num_key_value_heads": 5,
+    "head_dim": 64,
+}
+VISION = {
+    "model_type": "smolvlm_vision",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 512,
+    "patch_size": 16,
+}
 
 
-def write_policy(folder: Path, spec: PolicySpec) -> None:
-    """Export an untrained policy in the store's layout. Run in a child: torch brings threads."""
+def spec_of(kind: str, vlm: str) -> Any:
+    from policy.spec import PolicySpec
+
+    cameras = [{"name": name, "height": HEIGHT, "width": WIDTH} for name in ("top", "wrist")]
+    common = {"kind": kind, "state_names": JOINTS, "action_names": JOINTS, "fps": 30}
+    own: dict[str, Any] = {"vlm_sha256": vlm, "vlm_weights": False}
+    if kind == "act":
+        own = {
+            "chunk_size": 100,
+            "dim_model": 512,
+            "n_heads": 8,
+            "dim_feedforward": 3200,
+            "n_encoder_layers": 4,
+            "use_vae": True,
+            "n_vae_encoder_layers": 4,
+            "latent_dim": 32,
+            "backbone_norm": "frozen",
+        }
+    return PolicySpec.from_json({**common, "cameras": cameras, **own})
+
+
+def build(kind: str, vlm: str) -> tuple[Any, Any, Any]:
     from policy.build import build_policy
-    from policy.export import export_policy
     from policy.statistics import FeatureScale, Normalizer
 
+    spec = spec_of(kind, vlm)
     scales = {
-        name: FeatureScale(names=parts, mean=(0.0,) * len(parts), std=(30.0,) * len(parts))
+        name: FeatureScale(names=parts, mean=(0.0,) * len(parts), std=(STD_DEG,) * len(parts))
         for name, parts in spec.vectors.items()
     }
     normalizer = Normalizer(features=scales)
     policy = build_policy(spec, normalizer, seed=0)
-    exported = export_policy(policy, spec, normalizer, folder / POLICY_NAME, version=1)
-    write_manifest(
-        folder, exported.described, evaluation={}, contributors=(), created_unix_s=time.time()
-    )
+    return policy.float(), spec, normalizer
 
 
-@contextlib.contextmanager
-def inference_process(config_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "agent.inference.process", "--config", str(config_path)]
-    with (config_path.parent / "inference.log").open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def milliseconds(values: list[float]) -> dict[str, float]:
-    if not values:
-        return {}
-    p50, p99 = np.percentile(values, [50, 99])
-    return {
-        "p50_ms": round(float(p50) * 1000, 4),
-        "p99_ms": round(float(p99) * 1000, 4),
-        "max_ms": round(max(values) * 1000, 4),
+def pictures(seed: int) -> dict[str, Any]:
+    """Coarse random pictures: noise of single pixels would leave every filter near zero."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (2, HEIGHT // 40, WIDTH // 40, 3), dtype=np.uint8)
+    large = coarse.repeat(40, axis=1).repeat(40, axis=2)
+    seen: dict[str, Any] = {
+        f"observation.images.{name}": picture
+        for name, picture in zip(("top", "wrist"), large, strict=True)
     }
+    state = STD_DEG * random.standard_normal(len(JOINTS))
+    return seen | {"observation.state": state.astype(np.float32)}
 
 
-def drive(
-    source: PolicySource,
-    frame: Any,
-    seconds: float,
-    stop: tuple[int, subprocess.Popen[bytes], signal.Signals] | None = None,
-) -> dict[str, Any]:
-    """Run one episode; at tick `stop[0]` signal the process."""
-    took, spent, late = [], [], []
-    state: NDArray[np.float32] = np.zeros(6, np.float32)
-    first_hold: int | None = None
-    first_fault: int | None = None
-    reason: str | None = None
-    gc.collect()
-    begun_s = time.monotonic()
-    for tick in range(int(seconds * FPS)):
-        due_s = begun_s + tick / FPS
-        time.sleep(max(0.0, due_s - time.monotonic()))
-        now_s = time.monotonic()
-        late.append(now_s - due_s)
-        if stop is not None and tick == stop[0]:
-            stop[1].send_signal(stop[2])
-        frames = {"overhead": frame}
-        seen = Observation(tick, now_s, state, np.zeros(2, np.float32), frames)
-        before_s, before_cpu_s = time.perf_counter(), time.thread_time()
-        if tick == 0:
-            source.begin(seen, now_s)
-        action = source.action(seen, now_s)
-        spent.append(time.thread_time() - before_cpu_s)
-        took.append(time.perf_counter() - before_s)
-        if action.goal is not None:
-            state = action.goal
-        elif action.fault is None and tick > FPS // 2 and first_hold is None:
-            first_hold = tick
-        if action.fault is not None and first_fault is None:
-            first_fault, reason = tick, action.fault
-    status = source.status()
-    latencies = {key: status[key] for key in ("latency_p50_ms", "latency_max_ms")}
-    source.end()
-    counted = ("asked", "joined", "dropped", "played_ticks", "held_ticks")
-    return {
-        "ticks": len(took),
-        "loop_late": milliseconds(late),
-        "action_wall": milliseconds(took),
-        "action_cpu": milliseconds(spent),
-        "chunk_seen_by_loop": latencies,
-        **{key: status[key] for key in counted},
-        "signalled_at_tick": None if stop is None else stop[0],
-        "first_hold_tick": first_hold,
-        "first_fault_tick": first_fault,
-        "fault": reason,
+def write_vlm(artefacts: Path) -> str:
+    """A folder as SmolVLM's, of its real sizes, with a tokenizer of five words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from policy.artefacts import artefact_digest
+
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    image = {
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>",
     }
-
-
-def take_priority(priority: int) -> bool:
-    """As the control process does; children are not real-time."""
-    if priority == 0:
-        return False
-    try:
-        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
-        os.sched_setscheduler(0, policy, os.sched_param(priority))
-    except OSError:
-        return False
-    return True
-
-
-def measure(
-    folder: Path, seconds: float, camera: tuple[int, int] | None, priority: int
-) -> dict[str, Any]:
-    height, width = camera or (96, 128)
-    config_path = folder / "agent.toml"
-    config_path.write_text(CONFIG.format(height=height, width=width, fps=FPS, hold_s=MAX_HOLD_S))
-    config = load_config(config_path)
-    seen = () if camera is None else (CameraSpec(name="overhead", height=height, width=width),)
-    spec = ActSpec(
-        state_names=FEATURES,
-        action_names=FEATURES,
-        environment_names=config.environment_names,
-        cameras=seen,
-        fps=FPS,
+    tokens = [*special.values(), *image.values(), "\n", *WORDS]
+    tokenizer = Tokenizer(
+        models.WordLevel({token: row for row, token in enumerate(tokens)}, unk_token="<unk>")
     )
-    policy = folder / "policy"
-    policy.mkdir()
-    builder = multiprocessing.get_context("spawn").Process(target=write_policy, args=(policy, spec))
-    builder.start()
-    builder.join()
-    if builder.exitcode != 0:
-        raise SystemExit("the policy could not be exported; see the traceback above")
-    frame = SimpleNamespace(image=np.zeros((height, width, 3), np.uint8))
-    channel = PolicyChannel(config.inference_socket, priority)
-    channel.open()
-    source = PolicySource.from_config(config, channel)
-    stop_tick = FPS  # one second in, the first chunks are joined
-    long_enough_s = 1.0 + spec.chunk_size / FPS + MAX_HOLD_S + 0.5
-    realtime = take_priority(priority)
-    try:
-        with inference_process(config_path) as process:
-            loaded = source.load(policy, 30.0)
-            healthy = drive(source, frame, seconds)
-            stopped = drive(source, frame, long_enough_s, (stop_tick, process, signal.SIGSTOP))
-            process.send_signal(signal.SIGCONT)
-            let_go = drive(source, frame, 1.5)
-            killed = drive(source, frame, long_enough_s, (stop_tick, process, signal.SIGKILL))
-        with inference_process(config_path):
-            began_s = time.monotonic()
-            source.load(policy, 30.0)
-            restart_s = time.monotonic() - began_s
-            restarted = drive(source, frame, 1.5)
-    finally:
-        channel.close()
-    return {
-        "policy": {
-            "chunk_size": spec.chunk_size,
-            "camera": None if camera is None else f"{width}x{height}",
-            "warm_up_median_ms": round(loaded.latency_ms, 3),
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = artefacts / "vlm"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    sides = {"longest_edge": VISION["image_size"]}
+    files: dict[str, Any] = {
+        "config.json": {
+            "model_type": "smolvlm",
+            "architectures": ["SmolVLMForConditionalGeneration"],
+            "image_token_id": tokens.index("<image>"),
+            "pad_token_id": tokens.index("<pad>"),
+            "scale_factor": 4,
+            "text_config": TEXT,
+            "vision_config": VISION,
         },
-        "realtime": realtime,
-        "healthy": healthy,
-        "stopped": stopped,
-        "let_go": let_go,
-        "killed": killed,
-        "restarted": {"start_and_load_s": round(restart_s, 2), **restarted},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **special,
+            "extra_special_tokens": image,
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "SmolVLMImageProcessor",
+            "processor_class": "SmolVLMProcessor",
+            "size": sides,
+            "max_image_size": sides,
+        },
+        "processor_config.json": {"processor_class": "SmolVLMProcessor", "image_seq_len": 64},
     }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    digest = artefact_digest(folder)
+    folder.rename(artefacts / digest)
+    return digest
+
+
+def export(kind: str, vlm: str, folder: Path) -> None:
+    """The float graph, and int8 beside it. In a process of its own: torch takes gigabytes."""
+    from policy.export import onnx_model
+    from policy.int8 import dynamic_int8, static_int8
+    from policy.kinds import kind_of
+    from policy.release.layout import write_files, write_graph
+
+    policy, spec, normalizer = build(kind, vlm)
+    model = onnx_model(policy, spec, normalizer, {"spec": spec.to_json()})
+    write_graph(folder / "float.onnx", model)
+    write_files(folder, kind_of(kind).files(spec))
+    del policy, model
+    if kind == "smolvla":
+        dynamic_int8(folder / "float.onnx", folder / "int8.onnx")
+        return
+    seen = [{name: value[None] for name, value in pictures(row).items()} for row in range(1, 9)]
+    static_int8(folder / "float.onnx", folder / "int8.onnx", seen)
+
+
+def lerobot(kind: str, vlm: str, threads: int, observation: dict[str, Any]) -> Callable[[], Any]:
+    import torch
+
+    from policy.build import build_processors
+
+    torch.set_num_threads(threads)
+    policy, spec, normalizer = build(kind, vlm)
+    policy.eval()
+    before, after = build_processors(spec, normalizer)
+    noise = torch.from_numpy(observation.pop("noise"))[None] if "noise" in observation else None
+
+    def step() -> Any:
+        raw: dict[str, Any] = {"task": [TASK]} if kind == "smolvla" else {}
+        for name, value in observation.items():
+            tensor = torch.from_numpy(value)[None]
+            raw[name] = tensor.permute(0, 3, 1, 2).float() / 255 if tensor.ndim == 4 else tensor
+        policy.reset()
+        with torch.inference_mode():
+            given = {} if noise is None else {"noise": noise}
+            after(policy.select_action(before(raw), **given))
+
+    return step
+
+
+def contestant(link: Connection, name: str, kind: str, vlm: str, folder: str, threads: int) -> None:
+    """Load, then for every word run once and answer with seconds (wall, processor)."""
+    observation = pictures(0)
+    if kind == "smolvla":
+        noise = np.random.default_rng(0).standard_normal((50, 32), np.float32)
+        observation["noise"] = noise
+    if name == "lerobot":
+        step = lerobot(kind, vlm, threads, observation)
+        step()
+        link.send(None)
+    else:
+        from policy.session import OnnxPolicy
+
+        graph, _, provider = name.partition("/")
+        policy = OnnxPolicy(Path(folder) / f"{graph}.onnx", threads, provider)
+
+        def step() -> Any:
+            return policy.infer(observation, TASK)
+
+        link.send(step())
+    while link.recv():
+        begun_s, used_s = time.perf_counter(), time.process_time()
+        step()
+        link.send((time.perf_counter() - begun_s, time.process_time() - used_s))
+    link.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def race(kind: str, vlm: str, folder: Path, threads: int, runs: int) -> dict[str, Any]:
+    from policy.session import available_providers
+
+    names = ["lerobot", *(f"float/{name}" for name in available_providers()), "int8/cpu"]
+    spawn = multiprocessing.get_context("spawn")
+    links, processes, chunks = {}, [], {}
+    for name in names:
+        links[name], theirs = spawn.Pipe()
+        arguments = (theirs, name, kind, vlm, str(folder), threads)
+        processes.append(spawn.Process(target=contestant, args=arguments, daemon=True))
+        processes[-1].start()
+        theirs.close()
+        chunks[name] = links[name].recv()  # one after the other: loading takes the most memory
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _ in range(runs):
+        for name in names:
+            links[name].send(True)
+            times[name].append(links[name].recv())
+    result = {}
+    for name in names:
+        links[name].send(False)
+        wall, used = np.median(np.array(times[name]), axis=0) * 1000
+        result[name] = {
+            "wall_ms": round(float(wall), 1),
+            "processor_ms": round(float(used), 1),
+            "peak_rss_mib": round(links[name].recv()),
+        }
+        if chunks[name] is not None:
+            difference = np.abs(chunks[name] - chunks["float/cpu"])
+            result[name]["differs_mean_deg"] = round(float(difference.mean()), 4)
+            result[name]["differs_p99_deg"] = round(float(np.percentile(difference, 99)), 4)
+    for process in processes:
+        process.join(10)
+    for name in names:
+        for unit in ("wall_ms", "processor_ms"):
+            times_faster = result["lerobot"][unit] / result[name][unit]
+            result[name][f"times_faster_{unit[:-3]}"] = round(times_faster, 2)
+    return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="of the healthy episode")
-    parser.add_argument("--camera", help="HEIGHTxWIDTH of a picture the policy sees")
-    parser.add_argument("--realtime", type=int, default=20, help="SCHED_FIFO priority; 0: none")
+    parser.add_argument("--policy", choices=["act", "smolvla"], help="both when left out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the result there, too")
     arguments = parser.parse_args()
-    camera = None
-    if arguments.camera:
-        height, width = map(int, arguments.camera.split("x"))
-        camera = (height, width)
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), arguments.seconds, camera, arguments.realtime)
-    result["host"] = {
-        "cpus": os.cpu_count(),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "machine": platform.machine(),
-    }
+    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS=str(arguments.threads))
+    result: dict[str, Any] = {"threads": arguments.threads, "load_before": os.getloadavg()[0]}
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["ARMADA_ARTEFACTS"] = scratch
+        vlm = write_vlm(Path(scratch))
+        for kind in [arguments.policy] if arguments.policy else ["act", "smolvla"]:
+            folder = Path(scratch) / kind
+            folder.mkdir()
+            exporter = multiprocessing.get_context("spawn").Process(
+                target=export, args=(kind, vlm, folder)
+            )
+            exporter.start()
+            exporter.join()
+            if exporter.exitcode != 0:
+                raise SystemExit(f"{kind} could not be exported; see the traceback above")
+            result[kind] = race(kind, vlm, folder, arguments.threads, arguments.runs)
+    result["load_after"] = os.getloadavg()[0]
     text = json.dumps(result, indent=2)
     print(text)
     if arguments.json:

@@ -3,7 +3,7 @@
 Static (QDQ): convolutions and products with weights, a scale a channel, ranges of activations
 calibrated on given observations. Dynamic: products with weights alone, the range of each activation
 measured when it runs; it also reaches the body of a flow's Loop, which no calibration sees. The
-first and last layers stay float where they are named as excluded.
+softmax, attention's own products and the head stay float.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -25,9 +25,10 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from policy.release.layout import read_graph
 from policy.weights import Array
 
-_PRODUCTS = ("Conv", "MatMul", "Gemm")
+PRODUCTS = ("Conv", "MatMul", "Gemm")
 _WIDEST = 127.0
 _LEAST_WEIGHTS = 4096  # a smaller product gains nothing
 
@@ -36,31 +37,36 @@ def static_int8(
     source: Path,
     target: Path,
     observations: Sequence[Mapping[str, Array]],
-    excluded: Collection[str] = (),
+    operations: Collection[str] = PRODUCTS,
 ) -> None:
     """Write ``target``: calibrated on ``observations`` (a batch axis in front), metadata kept.
 
-    ``excluded`` names nodes of ``folded`` that stay float. Raises OSError, RuntimeError.
+    The head and what has no weights stay float. Raises OSError, ValueError, RuntimeError.
     """
+    metadata = onnx.load(source, load_external_data=False).metadata_props
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         whole = Path(scratch) / "folded.onnx"
-        folded(source, whole)
+        _fold(source, whole)
         quantize_static(
             whole,
             target,
             _Observations(observations),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_PRODUCTS),
-            nodes_to_exclude=[*excluded, *_without_weights(whole)],
+            op_types_to_quantize=list(operations),
+            nodes_to_exclude=[*_head(whole), *_without_weights(whole)],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             calibration_providers=["CPUExecutionProvider"],
         )
+    model = onnx.load(target)
+    del model.metadata_props[:]
+    model.metadata_props.extend(metadata)
+    onnx.save(model, target)
 
 
-def folded(source: Path, target: Path) -> None:
+def _fold(source: Path, target: Path) -> None:
     """Write the graph as ONNX Runtime simplifies it on any host: constants and norms folded."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -76,33 +82,33 @@ def _without_weights(path: Path) -> list[str]:
     return [
         node.name
         for node in graph.node
-        if node.op_type in _PRODUCTS and node.input[1] not in constants
+        if node.op_type in PRODUCTS and node.input[1] not in constants
     ]
 
 
-def last_products(path: Path) -> tuple[str, ...]:
+def _head(path: Path) -> tuple[str, ...]:
     """The product nearest to the output: the head, whose rounding nothing evens out."""
     graph = onnx.load(path, load_external_data=False).graph
     makers = {name: node for node in graph.node for name in node.output}
     wave = [value.name for value in graph.output]
     while wave:
         nodes = [makers[name] for name in wave if name in makers]
-        heads = tuple(node.name for node in nodes if node.op_type in _PRODUCTS)
+        heads = tuple(node.name for node in nodes if node.op_type in PRODUCTS)
         if heads:
             return heads
         wave = [name for node in nodes for name in node.input]
     return ()
 
 
-def dynamic_int8(source: Path, target: Path, excluded: Collection[str] = ()) -> None:
+def dynamic_int8(source: Path, target: Path) -> None:
     """Write ``target``: each product with constant weights in int8, in the Loop's body too.
 
-    ``excluded`` holds beginnings of node names that stay float. Raises OSError.
+    Raises OSError, BadModelFile.
     """
-    model = onnx.load(source)
+    model = read_graph(source)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     replaced: dict[str, list[TensorProto]] = {}
-    _replace_products(model.graph, weights, tuple(excluded), replaced)
+    _replace_products(model.graph, weights, replaced)
     used = set(_names_read(model.graph))
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     kept += [part for parts in replaced.values() for part in parts]
@@ -114,20 +120,18 @@ def dynamic_int8(source: Path, target: Path, excluded: Collection[str] = ()) -> 
 def _replace_products(
     graph: GraphProto,
     weights: Mapping[str, TensorProto],
-    excluded: tuple[str, ...],
     replaced: dict[str, list[TensorProto]],
 ) -> None:
     nodes: list[NodeProto] = []
     for node in graph.node:
         for inner in _bodies(node):
-            _replace_products(inner, weights, excluded, replaced)
+            _replace_products(inner, weights, replaced)
         factor = weights.get(node.input[1]) if node.op_type == "MatMul" else None
         if (
             factor is None
             or len(factor.dims) != 2
             or factor.data_type != TensorProto.FLOAT
             or int(np.prod(factor.dims)) < _LEAST_WEIGHTS
-            or node.name.startswith(excluded)
         ):
             nodes.append(node)
             continue
@@ -184,9 +188,3 @@ class _Observations(CalibrationDataReader):
     def get_next(self) -> dict[str, Any] | None:
         feed = next(self._left, None)
         return None if feed is None else dict(feed)
-
-
-def metadata_of(path: Path) -> dict[str, str]:
-    """What travels beside the graph."""
-    model: ModelProto = onnx.load(path, load_external_data=False)
-    return {entry.key: entry.value for entry in model.metadata_props}

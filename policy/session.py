@@ -26,6 +26,14 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(int64)": np.dtype(np.int64),
 }
 
+# What computes: our name, and ONNX Runtime's; the CPU's own is in every build.
+CPU = "cpu"
+PROVIDERS = {
+    CPU: "CPUExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+}
+
 # What loading or running a graph raises; pybind11 gives it no common base of its own.
 _RUNTIME_ERRORS = (
     ort_errors.EPFail,
@@ -53,7 +61,7 @@ class OnnxPolicy:
     metadata, FileNotFoundError when it or its tokenizer is not there, MissingPackage.
     """
 
-    def __init__(self, path: str | Path, threads: int = 1) -> None:
+    def __init__(self, path: str | Path, threads: int = 1, provider: str = CPU) -> None:
         self._path = path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such policy file")
@@ -65,7 +73,10 @@ class OnnxPolicy:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+                str(path),
+                sess_options=options,
+                providers=list(dict.fromkeys([PROVIDERS[provider], PROVIDERS[CPU]])),
+                provider_options=_provider_options(provider, threads),
             )
         except _RUNTIME_ERRORS as error:
             raise BadModelFile(f"{path}: onnxruntime refuses it ({error})") from error
@@ -130,6 +141,22 @@ class OnnxPolicy:
         if self._words is not None and TOKENS not in observation:
             absent |= self._words.inputs(task)
         return absent
+
+
+def available_providers() -> list[str]:
+    """Those that this host's ONNX Runtime was built with, the CPU's own first."""
+    built = onnxruntime.get_available_providers()
+    return [name for name, theirs in PROVIDERS.items() if theirs in built]
+
+
+def _provider_options(provider: str, threads: int) -> list[dict[str, str]]:
+    if provider == CPU:
+        return [{}]
+    if provider == "openvino":
+        # Its default on some processors is bfloat16, too coarse for the goldens.
+        precise = {"CPU": {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}}
+        return [{"device_type": "CPU", "load_config": json.dumps(precise)}, {}]
+    return [{}, {}]
 
 
 def input_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:

@@ -23,9 +23,9 @@ from agent.inference.wire import Array, InferenceMessage
 from agent.policies.compatibility import RobotSignature, incompatibilities
 from agent.policies.errors import PolicyRefused
 from agent.policies.graph import measure_latency_ms, percentile
+from agent.policies.host_graph import load_for_host
 from policy.errors import PolicyError
 from policy.release.folder import PolicyFolder, read_policy_folder
-from policy.release.trial import load_graph
 from policy.session import OnnxPolicy, blank_observation
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class PolicyServer:
         reasons = incompatibilities(folder.spec, self._robot)
         if reasons:
             raise PolicyRefused(f"policy {folder.name} does not fit: {'; '.join(reasons)}")
-        policy = load_graph(folder, self._threads)
+        policy = load_for_host(folder, self._threads)
         times = measure_latency_ms(
             policy, blank_observation(folder.spec), runs=_WARM_UP_RUNS, within_s=_WARM_UP_S
         )

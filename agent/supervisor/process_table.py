@@ -56,6 +56,13 @@ def process_table(config: AgentConfig) -> tuple[ProcessRow, ...]:
             silence_s=300.0,  # one long episode's video
         ),
         ProcessRow(
+            name="tuner",
+            module="agent.training.tuner",
+            runs=idle if config.training.enabled else never,
+            otherwise="freeze",
+            nice=config.training.nice,
+        ),
+        ProcessRow(
             name="control",
             module="agent.control.process",
             runs=always,

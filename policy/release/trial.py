@@ -9,16 +9,16 @@ import numpy as np
 from policy.errors import BadPolicyFolder
 from policy.release.folder import PolicyFolder
 from policy.release.goldens import Golden, read_goldens
-from policy.session import OnnxPolicy
+from policy.session import CPU, OnnxPolicy
 
 
-def load_graph(folder: PolicyFolder, threads: int) -> OnnxPolicy:
-    """Load the graph and check its inputs and output against the folder's spec.
+def load_graph(folder: PolicyFolder, threads: int, provider: str = CPU) -> OnnxPolicy:
+    """Load the graph as it was released and check its inputs and output against the folder's spec.
 
     Raises BadModelFile, BadPolicyFolder with one line.
     """
     try:
-        policy = OnnxPolicy(folder.onnx_path, threads=threads)
+        policy = OnnxPolicy(folder.onnx_path, threads, provider)
     except FileNotFoundError as error:
         raise BadPolicyFolder(str(error)) from error
     policy.require(folder.spec)

@@ -249,7 +249,7 @@ def test_a_program_that_cannot_be_started_is_tried_again_later(
 @pytest.mark.parametrize(
     ("state", "running"),
     [
-        (State.IDLE, {"trainer", "ingest", "control"}),
+        (State.IDLE, {"trainer", "ingest", "tuner", "control"}),
         (State.TELEOP, {"control"}),
         (State.ROLLOUT, {"control", "inference"}),
         (State.FAULT, {"control"}),
@@ -267,7 +267,7 @@ def test_the_table_says_what_runs_in_each_state(
     permitted: Permissions = permissions(state)
     assert {row.name for row in rows if row.runs(permitted)} == running
     frozen = [row.name for row in rows if row.otherwise == "freeze"]
-    assert frozen == ["trainer", "ingest"] == [row.name for row in rows[:2]]
+    assert frozen == ["trainer", "ingest", "tuner"] == [row.name for row in rows[:3]]
     # If the supervisor dies, control gets the word on which it parks.
     [control] = [row for row in rows if row.name == "control"]
     assert control.parent_death_signal == signal.SIGTERM
