@@ -15,6 +15,7 @@ from agent.client import AgentClient
 from agent.config import AgentConfig, CameraSettings, load_config
 from agent.errors import AgentClientError, ConfigError
 from agent.policies.errors import StoreDamaged
+from agent.policies.host_graph import host_words, read_host_graph
 from agent.policies.store import PolicyStore
 from policy.errors import BadPolicyFolder
 from policy.release.folder import read_policy_folder
@@ -149,12 +150,14 @@ def _policies(store: PolicyStore) -> Iterator[Finding]:
     for path in installed:
         what = f"policy {path.name}"
         try:
-            digest = read_policy_folder(path, hash_all=True).onnx_digest
+            folder = read_policy_folder(path, hash_all=True)
         except BadPolicyFolder as error:
             yield Finding(what, False, str(error))
         else:
             state = "active, " if path.name == active else ""
+            digest = folder.onnx_digest
             yield Finding(what, True, f"{state}as its manifest says, SHA-256 {digest[:12]}…")
+            yield Finding(f"{what} computes as", True, host_words(read_host_graph(folder)))
 
 
 def _broker(folder: Path) -> Iterator[Finding]:

@@ -5,7 +5,8 @@ process that is healthy, then stopped (SIGSTOP), then killed (SIGKILL). Out come
 chunk requests, duration of `PolicySource.action`, lateness of the loop, ticks until hold and fault.
 Like the agent, the loop takes real-time priority where it may.
 
-    python benchmarks/inference_loop.py [--seconds 5] [--camera 480x640] [--realtime 20] [--json FILE]
+    python benchmarks/inference_loop.py [--seconds 5] [--camera 480x640] [--realtime 20]
+                                        [--json FILE]
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ def static_int8(
     """
     metadata = onnx.load(source, load_external_data=False).metadata_props
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        whole = Path(scratch) / "folded.onnx"
-        _fold(source, whole)
+        inlined, whole = Path(scratch) / "inlined.onnx", Path(scratch) / "folded.onnx"
+        onnx.save(read_graph(source), inlined)
+        _fold(inlined, whole)
         quantize_static(
             whole,
             target,

@@ -128,6 +128,13 @@ def read_host_graph(folder: PolicyFolder) -> HostGraph | None:
     return record
 
 
+def host_words(record: HostGraph | None) -> str:
+    """What computes and why, for people."""
+    if record is None:
+        return "float on cpu, as released: not measured on this host yet"
+    return f"{record.chosen.name}: {record.reason}"
+
+
 def write_host_graph(folder: PolicyFolder, record: HostGraph) -> None:
     """Keep the record durably. Raises OSError."""
     write_durable(folder.path / RECORD_NAME, record.model_dump_json(indent=1).encode())

@@ -32,11 +32,12 @@ from agent.policies.host_graph import (
 )
 from host.logs import set_up_logging
 from policy.batches import load_frames, split_episodes
-from policy.errors import PolicyError
+from policy.errors import NoEpisodes, PolicyError
 from policy.int8 import PRODUCTS, dynamic_int8, static_int8
 from policy.kinds import PREVIOUS
 from policy.observations import recorded_observations
 from policy.release.folder import PolicyFolder, read_policy_folder
+from policy.release.trial import goldens_of
 from policy.session import CPU, OnnxPolicy, available_providers, input_shapes
 from policy.weights import Array
 from policy.words import TOKENIZER_NAME, TaskWords
@@ -52,13 +53,22 @@ type Observations = Sequence[Mapping[str, Array]]
 
 
 def measure_robots_policy(policy_dir: Path, config: AgentConfig) -> HostGraph:
-    """Measure on the robot's own dataset, choose, record. Raises PolicyError, OSError."""
+    """Measure on the robot's own dataset, choose, record. Raises PolicyError, OSError.
+
+    Without a held-out episode the golden observations judge, and there is no int8.
+    """
     folder = read_policy_folder(policy_dir)
     spec, root = folder.spec, config.dataset_dir.resolve()
+    try:
+        episodes = load_frames(root, []).episodes
+    except NoEpisodes:
+        episodes = []
+    training, held_out = split_episodes(episodes, config.training.held_out_every)
+    if not training or not held_out:
+        goldens = [golden.observation for golden in goldens_of(folder)]
+        return measure_host_graph(folder, [], goldens, config.rollout.threads)
     length = getattr(spec, "max_task_tokens", 0)
     words = TaskWords(policy_dir / TOKENIZER_NAME, length) if length else None
-    episodes = load_frames(root, []).episodes
-    training, held_out = split_episodes(episodes, config.training.held_out_every)
     return measure_host_graph(
         folder,
         recorded_observations(root, spec, training, CALIBRATION_FRAMES, words),
@@ -97,7 +107,7 @@ def measure_host_graph(
     int8 = folder.path / INT8_NAME
     chosen, reason = choose(measured)
     is_flow = PREVIOUS in input_shapes(folder.spec)
-    for graph in _INT8[:1] if is_flow else _INT8:
+    for graph in _int8_graphs(is_flow, calibration):
         fault = _write_int8(folder.onnx_path, int8, calibration, graph, is_flow)
         candidate = Candidate(graph=graph, failed=fault)
         measured.append(candidate if fault else tried(candidate))
@@ -113,11 +123,17 @@ def measure_host_graph(
         chosen=chosen,
         reason=reason,
         int8_sha256=hashlib.sha256(int8.read_bytes()).hexdigest() if int8.exists() else None,
-        calibration=_digest_of(calibration),
+        calibration=_digest_of(calibration) if calibration else None,
         frames=len(judged),
     )
     write_host_graph(folder, record)
     return record
+
+
+def _int8_graphs(is_flow: bool, calibration: Observations) -> tuple[Graph, ...]:
+    if not calibration:
+        return ()
+    return _INT8[:1] if is_flow else _INT8
 
 
 def _write_int8(

@@ -56,8 +56,11 @@ def serve(config: AgentConfig, path: Path, link: ChildLink) -> None:
 
 
 def _due(store: PolicyStore, dataset: Path) -> tuple[str, str] | None:
-    """The active policy's folder and the dataset's version, unless it was measured already."""
-    if not dataset.exists() or store.active() is None:
+    """The active policy's folder and the dataset's version, unless it was measured already.
+
+    One that was measured without frames is measured again when there are some.
+    """
+    if store.active() is None:
         return None
     folder = store.resolve(ACTIVE)
     try:
@@ -65,7 +68,9 @@ def _due(store: PolicyStore, dataset: Path) -> tuple[str, str] | None:
     except PolicyError as error:
         log.warning("%s", error)
         return None
-    return None if measured is not None else (str(folder), str(dataset.resolve()))
+    if measured is not None and (measured.calibration or not dataset.exists()):
+        return None
+    return str(folder), str(dataset.resolve())
 
 
 if __name__ == "__main__":

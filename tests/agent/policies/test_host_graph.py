@@ -62,7 +62,7 @@ def test_what_is_hardly_quicker_fails_or_was_not_measured_is_not_taken() -> None
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policy")
     camera = CameraSpec(name="overhead", height=48, width=64)
-    spec = tiny_spec(cameras=[camera], backbone_norm="frozen")
+    spec = tiny_spec(cameras=[camera], backbone_norm="frozen", dim_feedforward=2048)
     normalizer = normalizer_of(frames_of(2), spec)
     policy = build_policy(spec, normalizer, 0)
     described = export_policy(policy, spec, normalizer, folder / POLICY_NAME).described
