@@ -25,6 +25,7 @@ OURS = ("agent", "coordinator", "deploy", "host", "policy", "protocol", "robot_i
 PUBLIC = {
     "flwr", "flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy",
     "lerobot", "lerobot.cameras", "lerobot.configs", "lerobot.datasets", "lerobot.policies",
+    "lerobot.policies.rtc",
     "lerobot.robots", "lerobot.teleoperators",
 }  # fmt: skip
 
@@ -54,6 +55,7 @@ COORDINATOR = "coordinator/federation/flower_runtime.py"
 FLEET = "coordinator/federation/fleet.py"
 STRATEGIES = "coordinator/federation/strategies.py"
 WRITER = "agent/dataset/writer.py"
+SMOLVLA = "policy/kinds/smolvla_graph.py"
 
 TABLE = [
     # Registering keys, starting the campaign's run, claiming its task.
@@ -108,6 +110,9 @@ TABLE = [
             ("feed_frame", "self._frame_queues", "self._threads")),
     Private("lerobot.datasets.dataset_writer", "DatasetWriter", (WRITER,),
             "where that encoder is put", ("self._streaming_encoder",)),
+    # The graph of SmolVLA is traced in two parts, which its one call for inference has not.
+    Private("lerobot.policies.smolvla.smolvlm_with_expert", "apply_rope", (SMOLVLA,),
+            "rotates by writing into slices, slow in a graph"),
 ]  # fmt: skip
 
 COMMANDS = {

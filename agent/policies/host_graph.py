@@ -40,7 +40,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Candidate(_Model):
+class GraphVariant(_Model):
     """One way to compute, as measured here.
 
     `latency_ms` is the median of a chunk. `mean` and `p99` tell the difference from the float graph
@@ -64,15 +64,15 @@ class HostGraph(_Model):
 
     source: str
     onnxruntime: str
-    measured: tuple[Candidate, ...]
-    chosen: Candidate
+    measured: tuple[GraphVariant, ...]
+    chosen: GraphVariant
     reason: str
     int8_sha256: str | None = None
     calibration: str | None = None
     frames: Annotated[int, Field(ge=0)] = 0
 
 
-def choose(measured: Sequence[Candidate]) -> tuple[Candidate, str]:
+def choose(measured: Sequence[GraphVariant]) -> tuple[GraphVariant, str]:
     """The quickest of those that compute the same, and why. The first is the float on the CPU."""
     first, *others = measured
     best, reason = first, "nothing else was measured"
@@ -94,7 +94,7 @@ def choose(measured: Sequence[Candidate]) -> tuple[Candidate, str]:
     return best, reason
 
 
-def _objection(candidate: Candidate) -> str | None:
+def _objection(candidate: GraphVariant) -> str | None:
     if candidate.failed:
         return candidate.failed
     if candidate.mean is None or candidate.p99 is None or candidate.latency_ms is None:
@@ -152,7 +152,7 @@ def load_for_host(folder: PolicyFolder, threads: int) -> OnnxPolicy:
         return load_graph(folder, threads)
 
 
-def load_chosen(folder: PolicyFolder, chosen: Candidate, threads: int) -> OnnxPolicy:
+def load_chosen(folder: PolicyFolder, chosen: GraphVariant, threads: int) -> OnnxPolicy:
     """Raises PolicyError, FileNotFoundError."""
     if chosen.graph == "float":
         return load_graph(folder, threads, chosen.provider)

@@ -23,8 +23,8 @@ from agent.config import AgentConfig, load_config
 from agent.errors import AgentError
 from agent.policies.host_graph import (
     INT8_NAME,
-    Candidate,
     Graph,
+    GraphVariant,
     HostGraph,
     choose,
     load_chosen,
@@ -84,10 +84,10 @@ def measure_host_graph(
 
     Of the int8 graphs the narrower one is tried only where the wider one is not taken.
     """
-    released = load_chosen(folder, Candidate(), threads)
+    released = load_chosen(folder, GraphVariant(), threads)
     wanted = np.stack([released.infer(observation) for observation in judged])
 
-    def tried(candidate: Candidate) -> Candidate:
+    def tried(candidate: GraphVariant) -> GraphVariant:
         try:
             policy = load_chosen(folder, candidate, threads)
             got = np.stack([policy.infer(observation) for observation in judged])
@@ -103,13 +103,13 @@ def measure_host_graph(
         )
 
     others = [name for name in available_providers() if name != CPU]
-    measured = [tried(Candidate()), *(tried(Candidate(provider=name)) for name in others)]
+    measured = [tried(GraphVariant()), *(tried(GraphVariant(provider=name)) for name in others)]
     int8 = folder.path / INT8_NAME
     chosen, reason = choose(measured)
     is_flow = PREVIOUS in input_shapes(folder.spec)
     for graph in _int8_graphs(is_flow, calibration):
         fault = _write_int8(folder.onnx_path, int8, calibration, graph, is_flow)
-        candidate = Candidate(graph=graph, failed=fault)
+        candidate = GraphVariant(graph=graph, failed=fault)
         measured.append(candidate if fault else tried(candidate))
         chosen, reason = choose(measured)
         if chosen.graph == graph:

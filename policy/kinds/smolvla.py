@@ -163,8 +163,7 @@ class SmolVla(PolicyKind[SmolVlaSpec]):
         self, policy: Any, batch: dict[str, Any], extra: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """LeRobot's own, guided by its own real-time chunking with the weights given."""
-        from lerobot.policies.rtc.configuration_rtc import RTCConfig
-        from lerobot.policies.rtc.modeling_rtc import RTCProcessor
+        from lerobot.policies.rtc import RTCConfig, RTCProcessor
 
         class Weighted(RTCProcessor):
             def get_prefix_weights(self, start: int, end: int, total: int) -> torch.Tensor:

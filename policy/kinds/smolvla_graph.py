@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from lerobot.policies.common.vla_utils import make_att_2d_masks
 from lerobot.policies.smolvla import smolvlm_with_expert
 from transformers import DynamicCache
 
@@ -40,8 +39,10 @@ def flow_of(policy: Any, tokens: str, mask: str) -> Flow:
             seen, padding, causal = model.embed_prefix(
                 images, present, batch[tokens], batch[mask].bool(), policy.prepare_state(batch)
             )
+            order = torch.cumsum(causal.long(), dim=1)  # truth values have no sum in ONNX
+            visible = order[:, None, :] <= order[:, :, None]
             _, cache = model.vlm_with_expert.forward(
-                attention_mask=make_att_2d_masks(padding, causal.long()),
+                attention_mask=visible & padding[:, None, :] & padding[:, :, None],
                 position_ids=torch.cumsum(padding.long(), dim=1) - 1,
                 past_key_values=None,
                 inputs_embeds=[seen, None],

@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from lerobot.configs import RTCAttentionSchedule
-from lerobot.policies.rtc.configuration_rtc import RTCConfig
-from lerobot.policies.rtc.modeling_rtc import RTCProcessor
+from lerobot.policies.rtc import RTCConfig, RTCProcessor
 
 from policy.flow import guidance
 from policy.rtc import prefix_weights, previous_chunk

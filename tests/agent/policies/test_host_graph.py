@@ -14,7 +14,7 @@ from agent.policies.host_graph import (
     LEAST_GAIN,
     MOST_DIFFERENCE,
     RECORD_NAME,
-    Candidate,
+    GraphVariant,
     choose,
     load_for_host,
     read_host_graph,
@@ -27,12 +27,12 @@ from policy.release.folder import PolicyFolder, read_policy_folder
 from policy.release.manifest import POLICY_NAME, write_manifest
 from policy.spec import CameraSpec
 
-FLOAT = Candidate(latency_ms=100.0, mean=0.0, p99=0.0)
-INT8 = Candidate(graph="int8", latency_ms=40.0, mean=0.1, p99=0.4)
+FLOAT = GraphVariant(latency_ms=100.0, mean=0.0, p99=0.0)
+INT8 = GraphVariant(graph="int8", latency_ms=40.0, mean=0.1, p99=0.4)
 
 
 def test_the_quickest_that_computes_the_same_is_taken_and_says_why() -> None:
-    other = Candidate(provider="openvino", latency_ms=60.0, mean=0.0, p99=0.0)
+    other = GraphVariant(provider="openvino", latency_ms=60.0, mean=0.0, p99=0.0)
     chosen, reason = choose([FLOAT, other, INT8])
     assert chosen == INT8
     assert "40.0 ms a chunk instead of 100.0" in reason
@@ -51,8 +51,8 @@ def test_int8_is_taken_up_to_half_a_degree_and_not_beyond(field: str) -> None:
 
 def test_what_is_hardly_quicker_fails_or_was_not_measured_is_not_taken() -> None:
     slow = INT8.model_copy(update={"latency_ms": 100.0 * LEAST_GAIN + 0.1})
-    failed = Candidate(provider="cuda", failed="no CUDA device")
-    unmeasured = Candidate(provider="openvino")
+    failed = GraphVariant(provider="cuda", failed="no CUDA device")
+    unmeasured = GraphVariant(provider="openvino")
     for other in (slow, failed, unmeasured):
         assert choose([FLOAT, other])[0] == FLOAT
     assert "cuda: no CUDA device" in choose([FLOAT, failed])[1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lerobot.configs import RTCAttentionSchedule
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.policies.rtc import RTCConfig
 from synthetic_pick import JOINTS, frames_of, normalizer_of
 from tiny_vlm import IMAGE_SIZE, write_vlm
 
