@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from agent.policies.errors import PolicyRefused
 from policy.errors import BadSpec
 from policy.spec import ENVIRONMENT, STATE, PolicySpec
 
+CONTINUED_BLEND_TICKS = 2  # guidance binds a chunk to the one before nearly, not exactly
+
 
 @dataclass(frozen=True)
 class LoadedPolicy:
@@ -37,6 +39,7 @@ class LoadedPolicy:
     digest: str  # SHA-256 hex of policy.onnx
     latency_ms: float
     spec: PolicySpec
+    continues: bool = False  # it joins a chunk to the one before by itself
 
     @property
     def chunk_size(self) -> int:
@@ -190,6 +193,8 @@ class PolicySource:
 
     def _make_ready(self, loaded: LoadedPolicy, greeting: int) -> _Ready:
         rules = self._rules.for_chunk(loaded.chunk_size)
+        if loaded.continues:
+            rules = replace(rules, blend_ticks=min(rules.blend_ticks, CONTINUED_BLEND_TICKS))
         # One tick more than the policy takes: a reply is picked up at the tick after it came.
         expected = math.ceil(loaded.latency_ms / 1000.0 * rules.fps) + 1
         scheduler = ChunkScheduler(
@@ -307,6 +312,7 @@ def _read_loaded(header: Mapping[str, Any]) -> LoadedPolicy:
             digest=str(header["digest"]),
             latency_ms=float(header["latency_ms"]),
             spec=PolicySpec.from_json(header["spec"]),
+            continues=header.get("continues") is True,
         )
     except (KeyError, TypeError, ValueError, BadSpec) as error:
         raise BadFrame(f"the inference process answered 'loaded' without sense: {error}") from error

@@ -19,13 +19,15 @@ from agent.child.link import ChildLink
 from agent.config import AgentConfig
 from agent.inference.channel import InferenceEnd
 from agent.inference.errors import BadFrame, ControlGone
-from agent.inference.wire import Array, InferenceMessage
+from agent.inference.wire import UPCOMING, Array, InferenceMessage
 from agent.policies.compatibility import RobotSignature, incompatibilities
 from agent.policies.errors import PolicyRefused
 from agent.policies.graph import measure_latency_ms, percentile
 from agent.policies.host_graph import load_for_host
-from policy.errors import PolicyError
+from policy.errors import BadObservation, PolicyError
+from policy.kinds import PREFIX_WEIGHTS, PREVIOUS
 from policy.release.folder import PolicyFolder, read_policy_folder
+from policy.rtc import prefix_weights, previous_chunk
 from policy.session import OnnxPolicy, blank_observation
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ class PolicyServer:
             "version": loaded.folder.manifest.version,
             "digest": loaded.folder.onnx_digest,
             "latency_ms": latency_ms,
+            "continues": PREVIOUS in loaded.policy.inputs,
             "spec": loaded.folder.spec.to_json(),
         }, {}
 
@@ -128,7 +131,8 @@ class PolicyServer:
                 raise PolicyRefused("no policy is loaded")
             if frame.header.get("digest") != loaded.folder.onnx_digest:
                 raise PolicyRefused(f"another policy is loaded: {loaded.folder.name}")
-            actions = loaded.policy.infer(frame.arrays)
+            task = str(frame.header.get("task", ""))
+            actions = loaded.policy.infer(_continuing(loaded.policy, frame), task)
         except _POLICY_ERRORS as error:
             self.counts.failed += 1
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -137,6 +141,26 @@ class PolicyServer:
         self.counts.answered += 1
         self.counts.latencies_ms.append(took_ms)
         return {"kind": "chunk", "id": request, "inference_ms": took_ms}, {"action": actions}
+
+
+def _continuing(policy: OnnxPolicy, frame: InferenceMessage) -> dict[str, Array]:
+    """The observation; for a policy that continues a chunk, with the one in flight.
+
+    Rows that are played before the answer comes bind it fully, the rest of them less and less.
+    Raises BadObservation for rows of another width.
+    """
+    observation = dict(frame.arrays)
+    left = observation.pop(UPCOMING, None)
+    if left is None or not len(left) or PREVIOUS not in policy.inputs:
+        return observation
+    size, width = policy.inputs[PREVIOUS][1][1:]
+    if left.ndim != 2 or left.shape[1] != width:
+        raise BadObservation(f"{UPCOMING} is {list(left.shape)}, the policy wants [N, {width}]")
+    delay = frame.header.get("delay_ticks")
+    delay = delay if isinstance(delay, int) else 0
+    observation[PREVIOUS] = previous_chunk(left, size)
+    observation[PREFIX_WEIGHTS] = prefix_weights(delay, min(len(left), size), size)
+    return observation
 
 
 def serve(config: AgentConfig, _path: Path, link: ChildLink) -> None:
