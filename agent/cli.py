@@ -46,6 +46,7 @@ Episodes = Annotated[int, typer.Option("--episodes", "--num-episodes", metavar="
 agent = command_group("The daemon.")
 setup = command_group("Set an arm up.")
 dataset = command_group("This robot's episodes.")
+policies = command_group("The policies on this robot.")
 SETTINGS_AS_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -238,6 +239,35 @@ def import_dataset(
         say(line, asdict(done), as_json)
 
 
+@policies.command("list")
+def policy_list(config: Config = DEFAULT_CONFIG_PATH, as_json: Json = False) -> None:
+    """Show every policy: its state, why, and which one drives."""
+    with speaking(config) as client:
+        reply = client.policy_list()
+    say("\n".join(policy_lines(reply)), reply, as_json)
+
+
+@policies.command("use")
+def policy_use(
+    policy: Annotated[str, typer.Argument(help="a version, local, or newest to lift the pin")],
+    config: Config = DEFAULT_CONFIG_PATH,
+    as_json: Json = False,
+) -> None:
+    """Make an installed policy the active one and pin it: releases wait until `use newest`."""
+    with speaking(config) as client:
+        reply = client.policy_use(policy=policy)
+    say("\n".join(policy_lines(reply)), reply, as_json)
+
+
+@policies.command("rollback")
+def policy_rollback(config: Config = DEFAULT_CONFIG_PATH, as_json: Json = False) -> None:
+    """Take away the version on trial, else go back to the one that was active before."""
+    with speaking(config) as client:
+        reply = client.policy_rollback()
+    line = f"rolled back to {reply['rolled_back_to']}"
+    say("\n".join([line, *policy_lines(reply)]), reply, as_json)
+
+
 def command_of(operation: Operation, said: Callable[[dict[str, Any]], str]) -> Callable[..., None]:
     """The command of one row: its fields are the options."""
 
@@ -273,6 +303,7 @@ def make_app(operations: Iterable[Operation] = OPERATIONS) -> typer.Typer:
     made.add_typer(rollouts, name="rollout", help=rollout.__doc__)
     made.add_typer(setup, name="setup")
     made.add_typer(dataset, name="dataset")
+    made.add_typer(policies, name="policy")
     made.command()(doctor)
     for row in operations:
         if row.said is None:
@@ -291,6 +322,24 @@ app = make_app()
 def main(argv: Sequence[str]) -> int:
     """Run one command; the exit status."""
     return run_command_line(app, "armada", argv, (AgentError,), (ConfigError, BadSettings))
+
+
+def policy_lines(table: dict[str, Any]) -> list[str]:
+    """The policies for people, one row each."""
+    if not table["policies"]:
+        return ["no policy is on this robot yet"]
+    rows = [("VERSION", "STATE", "ROLE", "WHY")]
+    rows += [(row["version"], row["state"], row["role"], row["why"]) for row in table["policies"]]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip()
+        for row in rows
+    ]
+    if table["pinned"]:
+        lines.append(
+            f"{table['active']} is pinned; `armada policy use newest` follows the releases again"
+        )
+    return lines
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:

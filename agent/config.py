@@ -184,6 +184,19 @@ class RolloutConfig(Table):
     """Not heard of its operator for so long, a rollout holds, then parks."""
 
 
+class TrialConfig(Table):
+    """What a new release goes through before it is trusted with the arm."""
+
+    shadow_s: float = Field(default=0.0, ge=0, le=86400)
+    """It first predicts beside whoever commands for so long, never commanding; 0: not at all."""
+    canary_episodes: int = Field(default=3, ge=0, le=1000)
+    """So many episodes it then drives with reduced limits; 0: none."""
+    canary_limits: float = Field(default=0.5, gt=0, le=1)
+    """Share of control.max_velocity_per_s and control.max_step that a canary gets."""
+    max_clamped: float = Field(default=0.5, gt=0, le=1)
+    """Share of an episode's ticks that may meet those limits; more rolls the canary back."""
+
+
 class PathsConfig(Table):
     """Where the agent keeps what it owns."""
 
@@ -205,6 +218,7 @@ class AgentConfig(Settings):
     training: TrainingConfig = TrainingConfig()
     federation: FederationConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
+    trial: TrialConfig = TrialConfig()
     paths: PathsConfig
 
     @model_validator(mode="after")

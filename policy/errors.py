@@ -69,3 +69,7 @@ class TooLittleMemory(PolicyError, MemoryError):
 
 class BadCheckpoint(PolicyError, ValueError):
     """A file that is no checkpoint of this policy's training."""
+
+
+class DamagedPolicyFolder(BadPolicyFolder):
+    """A file of the folder is missing, or not what its manifest says; fetched again, it may fit."""

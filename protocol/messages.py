@@ -34,6 +34,7 @@ MAX_PAYLOAD_BYTES = 64 * 1024
 MAX_REPORTED_BASES = 4
 MAX_REPORTED_EPISODES = 64
 MAX_REPORTED_JOINTS = 32
+MAX_REPORTED_RELEASES = 8
 MAX_EPISODE_FRAMES = 10**6
 MAX_HELD_OUT_FRAMES = 10**8
 MAX_ACTION_ERROR = 1e6  # raw joint units; a joint has 360 degrees
@@ -167,10 +168,20 @@ class Features(WireModel):
     fps: Annotated[float, Field(gt=0, le=1000)]
 
 
+class ReleaseReport(WireModel):
+    """Where one release is on a robot, and why; the states are the agent's own words."""
+
+    version: Count
+    manifest_digest: Digest
+    state: Name
+    reason: ShortText = ""
+
+
 class AgentStatus(Message):
     """Retained state of one agent; its will says `online` false.
 
-    `data_plane`: its SuperNode is connected. `cameras`: (height, width) in pixels.
+    `data_plane`: its SuperNode is connected. `policy`: the version that is active, `releases` the
+    newest ones and their trials. `cameras`: (height, width) in pixels.
     """
 
     agent_id: Identity
@@ -180,6 +191,7 @@ class AgentStatus(Message):
     data_plane: bool = False
     versions: Annotated[dict[Name, Name], Field(max_length=16)] = {}
     policy: Count | None = None
+    releases: Annotated[tuple[ReleaseReport, ...], Field(max_length=MAX_REPORTED_RELEASES)] = ()
     episodes: Count = 0
     frames: Count = 0
     has_sketch: bool = False

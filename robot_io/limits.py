@@ -7,7 +7,7 @@ in. Nothing here reads a clock or a bus.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Self
 
@@ -70,6 +70,10 @@ class Limits:
             np.broadcast_to(max_step, (len(JOINTS),)),
             np.broadcast_to(max_velocity, (len(JOINTS),)),
         )
+
+    def scaled(self, share: float) -> Limits:
+        """The same range, with `share` of the step and of the velocity."""
+        return replace(self, max_step=self.max_step * share, max_velocity=self.max_velocity * share)
 
 
 class SafetyFilter:

@@ -72,6 +72,7 @@ class ArmController:
         self._reconnect_s = 0.0
         # What goes with the event that is handled, or with the phase that it led to.
         self._source: ActionSource | None = None
+        self._policy_limits = 1.0
         self._parking: Parking | None = None
         self._until_s: float | None = None
         self._taken_over_s = 0.0
@@ -162,10 +163,15 @@ class ArmController:
         purpose: Literal["teleop", "rollout"],
         *,
         seconds: float | None = None,
+        limits: float = 1.0,
     ) -> MotionRun:
-        """Energise the arm and give command to `source`; park after `seconds`. Raises Refused."""
+        """Energise the arm and give command to `source`; park after `seconds`. Raises Refused.
+
+        A policy gets that share of the step's and the velocity's limits; nobody else is reduced.
+        """
         self._require_free()
         self._source = source
+        self._policy_limits = limits
         self._handle(ArmEvent(purpose))
         self._until_s = None if seconds is None else self._clock() + seconds
         return self._present_run()
@@ -388,7 +394,9 @@ class ArmController:
     def _hand_over(self) -> None:
         assert self.motion is not None
         taken_over = self.phase is ArmPhase.TAKEOVER
-        self.motion.hand_over(self._source, FirstMove.AWAIT if taken_over else FirstMove.REFUSE)
+        first_move = FirstMove.AWAIT if taken_over else FirstMove.REFUSE
+        limits = self._policy_limits if self.phase is ArmPhase.ROLLOUT else 1.0
+        self.motion.hand_over(self._source, first_move, limits=limits)
 
     def _park(self) -> None:
         assert self.motion is not None

@@ -32,6 +32,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.policies.chunk_rule import BLEND_TICKS, MARGIN_TICKS
 from robot_io.limits import smoothstep
 
 Actions = NDArray[np.float32]
@@ -47,10 +48,10 @@ class ScheduleRules:
     """Numbers of the schedule; every `*_ticks` counts ticks of the control loop."""
 
     fps: float
-    blend_ticks: int = 8
+    blend_ticks: int = BLEND_TICKS
     replan_ticks: int = 10
     min_replan_ticks: int = 4
-    margin_ticks: int = 2
+    margin_ticks: int = MARGIN_TICKS
     latency_percentile: float = 95.0
     retry_ticks: int = 15
     max_hold_s: float = 2.0

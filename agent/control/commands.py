@@ -18,7 +18,7 @@ from agent.control.policy_source import PolicySource
 from agent.control.sources import LeaderSource
 from agent.errors import Refused
 from agent.operations.arguments import ArmName, CalibrationStep
-from agent.operations.operation import Operation
+from agent.operations.operation import RAN_ITS_TIME, Operation
 from agent.operations.table import OPERATIONS, control_commands
 from agent.recording.session import RecordingSession
 from robot_io.arm import Leader
@@ -38,6 +38,7 @@ class RolloutRun:
     recorded: bool = False
     seconds: float = 0.0
     ticks: int = 0
+    clamped_ticks: int = 0  # of them, those where a limit met the policy's goal
     missed_deadlines: int = 0
     missed_before: int = 0
     outcome: str | None = None
@@ -65,6 +66,7 @@ class Commands:
         self._clock = clock
         self._run = RolloutRun()
         self._started_s = 0.0
+        self._limits = 1.0  # the loaded policy's share of the arm's
 
     def run(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Run one command of the operations table by name. Raises Refused, BadArguments."""
@@ -125,7 +127,7 @@ class Commands:
             _wait_parked(run)
         return {}
 
-    def rollout_arm(self, folder: str, policy: str) -> dict[str, Any]:
+    def rollout_arm(self, folder: str, policy: str, limits: float) -> dict[str, Any]:
         """Have the inference process load the policy; waits for it."""
         if self._run.running:
             raise Refused("a rollout is running; policies are swapped between episodes only")
@@ -133,6 +135,7 @@ class Commands:
         self._controller.lease.end()  # nothing moves while a policy is loaded
         loaded = self._policy.load(Path(folder), self._config.rollout.load_timeout_s)
         self._run = RolloutRun(policy=loaded.name)
+        self._limits = limits
         return {
             "policy": policy,
             "version": loaded.version,
@@ -142,6 +145,7 @@ class Commands:
             "latency_ms": loaded.latency_ms,
             "lease": self._controller.lease.begin(),
             "lease_s": self._controller.lease.lasts_s,
+            "limits": limits,
         }
 
     def rollout_beat(self, lease: str) -> dict[str, Any]:
@@ -172,7 +176,9 @@ class Commands:
             if record:
                 self._recording.start(task or "rollout", self._calibration_digest(), loaded)
             controller.call(
-                lambda: controller.start_motion(self._policy, "rollout", seconds=seconds)
+                lambda: controller.start_motion(
+                    self._policy, "rollout", seconds=seconds, limits=self._limits
+                )
             )
         except (Refused, TimeoutError) as error:
             self._end_run(str(error))
@@ -237,10 +243,11 @@ class Commands:
 
     # What the loop thread reports.
 
-    def tick(self) -> None:
+    def tick(self, *, clamped: bool = False) -> None:
         """One tick of motion was made; a subscriber."""
         if self._run.running and self._controller.phase is ArmPhase.ROLLOUT:
             self._run.ticks += 1
+            self._run.clamped_ticks += clamped
         elif self._run.running and self.corrected_by_person:
             self._run.intervention_ticks += 1
 
@@ -265,7 +272,7 @@ class Commands:
         else:
             run = self._controller.last_run
             refusal = None if run is None else run.refusal
-            self._end_run(self._run.outcome or refusal or "ran its time")
+            self._end_run(self._run.outcome or refusal or RAN_ITS_TIME)
 
     def finish_recorded_rollout(self) -> None:
         """Save a rollout's episode once it has ended; waits for the disk."""
@@ -285,6 +292,8 @@ class Commands:
             "running": run.running,
             "policy": run.policy,
             "ticks": run.ticks,
+            "clamped_ticks": run.clamped_ticks,
+            "limits": self._limits,
             "holds": source["held_ticks"],
             "missed_deadlines": now_missed if run.running else run.missed_deadlines,
             "seconds": round(self._clock() - self._started_s, 2) if run.running else run.seconds,

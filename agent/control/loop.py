@@ -22,7 +22,7 @@ from robot_io.arm import ArmReading, Follower
 from robot_io.calibration import GRIPPER, JOINTS
 from robot_io.errors import BusError, Unplugged
 from robot_io.health import HealthVerdict, Level, judge
-from robot_io.limits import FirstMoveGuard, Limits, Ramp, SafetyFilter
+from robot_io.limits import Clip, FirstMoveGuard, Limits, Ramp, SafetyFilter
 
 # A reading must be bad for so many ticks in a row: one corrupt byte is no overheated motor.
 UNHEALTHY_TICKS = 3
@@ -41,6 +41,7 @@ class Tick:
     sent: Vector
     t_sent_s: float
     missing: tuple[str, ...]  # cameras without a fresh picture, one line each
+    clamped: bool = False  # the velocity's or the step's limit met the goal
 
 
 Subscriber = Callable[[Tick], None]
@@ -73,9 +74,10 @@ class MotionLoop:
             guarded(f"subscriber {name}", subscriber, _end_motion)
             for name, subscriber in subscribers.items()
         ]
-        self._filter = SafetyFilter(
-            Limits.within(follower.calibration, settings.max_step, settings.max_velocity_per_s)
+        self._limits = Limits.within(
+            follower.calibration, settings.max_step, settings.max_velocity_per_s
         )
+        self._filter = SafetyFilter(self._limits)
         reach = np.full(len(JOINTS), settings.first_move_max, np.float32)
         reach[GRIPPER] = GRIPPER_FIRST_MOVE
         self._guard = FirstMoveGuard(reach)
@@ -116,12 +118,17 @@ class MotionLoop:
         self._last_s = None
 
     def hand_over(
-        self, source: ActionSource | None, first_move: FirstMove = FirstMove.REFUSE
+        self,
+        source: ActionSource | None,
+        first_move: FirstMove = FirstMove.REFUSE,
+        *,
+        limits: float = 1.0,
     ) -> None:
-        """Give command to `source` from the next tick on; None holds."""
+        """Give command to `source` from the next tick on, with a share of the limits; None holds."""
         if self._source is not None and self._begun:
             self._source.end()
         self._source = source
+        self._filter.limits = self._limits.scaled(limits)
         self._begun = False
         self._first_move = first_move
         self.awaited = None
@@ -150,13 +157,17 @@ class MotionLoop:
         )
         now_s = self._clock()
         requested = self._requested(observation, now_s)
-        sent, _ = self._filter.apply(self._ramped(requested, now_s), reading.position, self._dt_s())
+        sent, clips = self._filter.apply(
+            self._ramped(requested, now_s), reading.position, self._dt_s()
+        )
         try:
             self._sent = self.follower.write_goal(sent)
         except BusError as error:
             raise MotionFault(_lost(error)) from error
         self.in_step = self._ramp is not None and not self._ramp.active(now_s)
-        tick = Tick(observation, reading, requested, self._sent, self._clock(), view.missing)
+        clamped = any(clip & (Clip.VELOCITY | Clip.STEP) for clip in clips)
+        t_sent_s = self._clock()
+        tick = Tick(observation, reading, requested, self._sent, t_sent_s, view.missing, clamped)
         if self._source is not None:  # the ticks of an arm that is held are nobody's
             for subscriber in self._subscribers:
                 subscriber(tick)

@@ -182,6 +182,7 @@ class PolicySource:
         return {
             "policy": None if ready is None else ready.loaded.name,
             "connected": self._channel.connected,
+            "fault": self._fault,
             "asked": 0 if counts is None else counts.asked,
             "joined": 0 if counts is None else counts.joined,
             "dropped": 0 if counts is None else counts.dropped,

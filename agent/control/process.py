@@ -110,7 +110,7 @@ class ControlProcess:
             record_tick(self._recording, tick, intervention=self._commands.corrected_by_person)
 
     def _count(self, tick: Tick) -> None:
-        self._commands.tick()
+        self._commands.tick(clamped=tick.clamped)
 
     def _on_event(self, name: str, reason: str | None) -> None:
         self._commands.motion_ended(name, reason)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from agent.policies.release_states import ReleaseState
 from host.files import write_durable
-
-MAX_HANDLED = 64
 
 
 class FederationMemory(BaseModel):
-    """`handled`: manifest digest -> how that release ended, oldest first. Never tried again."""
+    """`told`: manifest digest -> the release's state that the coordinator was told of last."""
 
     model_config = ConfigDict(extra="forbid")
 
     paused: bool = False
-    handled: dict[str, Literal["active", "refused"]] = {}
+    told: dict[str, ReleaseState] = {}
 
     @classmethod
     def load(cls, path: Path) -> FederationMemory:
@@ -30,6 +28,4 @@ class FederationMemory(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write durably. Raises OSError."""
-        while len(self.handled) > MAX_HANDLED:
-            self.handled.pop(next(iter(self.handled)))
         write_durable(path, self.model_dump_json().encode())

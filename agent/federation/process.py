@@ -30,18 +30,23 @@ from agent.federation.supernode import SuperNode, SuperNodeStatus
 from agent.federation.training_view import TrainingView
 from agent.federation.wake import Wake
 from agent.policies.errors import StoreError
+from agent.policies.release_book import ReleaseBook
+from agent.policies.release_states import ReleaseState
 from agent.policies.store import PolicyStore
 from agent.policies.updater import PolicyUpdater
 from agent.training.exchange import TrainingExchange
+from host.files import FileStamp
 from protocol.bundle import Bundle, load_bundle
 from protocol.errors import BadBundle
 from protocol.messages import (
+    MAX_REPORTED_RELEASES,
     AgentStatus,
     Answer,
     Command,
     Envelope,
     Features,
     ReleaseNotice,
+    ReleaseReport,
     Window,
 )
 
@@ -54,6 +59,18 @@ LOOK_PERIOD_S = 0.5
 SUPERNODE_PERIOD_S = 1.0
 PROBE_S = 1.0
 BUNDLE_RETRY_S = 5.0
+
+# What the coordinator hears of, once each; the way from episode to episode is not news.
+TOLD = frozenset(
+    {
+        ReleaseState.SHADOW,
+        ReleaseState.CANARY,
+        ReleaseState.ACTIVE,
+        ReleaseState.SET_ASIDE,
+        ReleaseState.ROLLED_BACK,
+        ReleaseState.REFUSED,
+    }
+)
 
 
 class Federation:
@@ -86,8 +103,10 @@ class Federation:
         self._node_status = SuperNodeStatus("stopped")
         self._node_started = False
         self._releases = PolicyUpdater(
-            bundle, self._store, self._folder / "downloads", config_path, wake
+            bundle, self._store, self._folder / "downloads", config.trial, config_path, wake
         )
+        self._book = ReleaseBook(active=None, previous=None)
+        self._book_stamp: FileStamp | None = None
         self._answered: tuple[str, str | None] = ("", None)
         self._window: dict[str, Any] | None = None
         self._status_due_s = 0.0
@@ -111,6 +130,7 @@ class Federation:
         """A message from the supervisor."""
         if message["kind"] == "state":
             self._robot = message
+            self._releases.set_idle(bool(message.get("training_allowed", True)))
 
     def step(self) -> None:
         """Look after everything once."""
@@ -122,18 +142,35 @@ class Federation:
                     self._on_release(message)
                 case Command():
                     self._on_command(message)
-        for outcome in self._releases.take_outcomes():
-            name = "release_active" if outcome.ok else "release_refused"
-            self._memory.handled[outcome.notice.manifest_digest] = (
-                "active" if outcome.ok else "refused"
-            )
-            self._memory.save(self._memory_path)
-            self._tell(name, outcome.detail, outcome.notice.version)
+        self._look_at_releases()
         now_s = self._clock()
         if now_s >= self._node_due_s:
             self._node_due_s = now_s + SUPERNODE_PERIOD_S
             self._node_status = self._look_after_node()
         self._say_status(now_s)
+
+    def _look_at_releases(self) -> None:
+        """Tell of each release that came to a new state, whoever brought it there."""
+        stamp = self._store.stamp()
+        if stamp == self._book_stamp:
+            return
+        try:
+            self._book, self._book_stamp = self._store.book(), stamp
+        except (StoreError, OSError) as error:
+            log.warning("%s", error)
+            return
+        told = {d: s for d, s in self._memory.told.items() if d in self._book.releases}
+        news = [
+            (digest, record)
+            for digest, record in self._book.releases.items()
+            if record.state in TOLD and told.get(digest) is not record.state
+        ]
+        if not news:
+            return
+        self._memory.told = told | {digest: record.state for digest, record in news}
+        self._memory.save(self._memory_path)
+        for _, record in news:
+            self._tell(f"release_{record.state.value}", record.reason, record.version)
 
     def _look_after_node(self) -> SuperNodeStatus:
         """Start the SuperNode once its SuperLink listens: in vain it would cost seconds of CPU."""
@@ -193,9 +230,7 @@ class Federation:
         )
 
     def _on_release(self, notice: ReleaseNotice) -> None:
-        if not notice.applies_to(self._bundle.agent_id):
-            return
-        if notice.manifest_digest not in self._memory.handled:
+        if notice.applies_to(self._bundle.agent_id):
             self._releases.offer(notice)
 
     def _on_command(self, command: Command) -> None:
@@ -206,7 +241,7 @@ class Federation:
                 self._tell("paused" if self._memory.paused else "resumed")
             case "roll_back":
                 try:
-                    name = self._store.roll_back()
+                    name = self._store.roll_back("the coordinator's word", by_operator=False)
                 except (StoreError, OSError) as error:
                     self._tell("roll_back_failed", str(error))
                 else:
@@ -264,6 +299,7 @@ class Federation:
             "state": self._robot.get("state"),
             "faults": self._robot.get("faults"),
             "policy": self._policy(),
+            "releases": self._release_reports(),
             "episodes": self._view.episodes,
             "sketch": self._view.has_sketch,
             "base": training.base_digest,
@@ -283,11 +319,20 @@ class Federation:
         return None if work is None else (work.base_digest, work.sequence)
 
     def _policy(self) -> int | None:
-        try:
-            name = self._store.active()
-        except StoreError:
-            return None
+        name = self._book.active
         return int(name) if name is not None and name.isdigit() else None
+
+    def _release_reports(self) -> tuple[ReleaseReport, ...]:
+        rows = sorted(self._book.releases.items(), key=lambda row: row[1].version)
+        return tuple(
+            ReleaseReport(
+                version=record.version,
+                manifest_digest=digest,
+                state=record.state.value,
+                reason=record.reason,
+            )
+            for digest, record in rows[-MAX_REPORTED_RELEASES:]
+        )
 
     def build_status(self, envelope: Envelope, online: bool) -> AgentStatus:
         """The MQTT status, or the will; also called on the connection's thread."""
@@ -302,6 +347,7 @@ class Federation:
             data_plane=online and self._node_status.state == "connected",
             versions=self._versions,
             policy=self._policy(),
+            releases=self._release_reports(),
             episodes=self._view.episodes,
             frames=self._view.frames,
             has_sketch=self._view.has_sketch,

@@ -88,6 +88,12 @@ class RolloutBeat(Arguments):
     lease: Annotated[str, Field(min_length=1, max_length=64)]
 
 
+class PolicyUse(Arguments):
+    """Which policy is to drive from now on."""
+
+    policy: PolicyName = Field(description="a version, `local`, or `newest` to lift the pin")
+
+
 class Estop(Arguments):
     """How to stop."""
 
@@ -104,7 +110,8 @@ class Park(Arguments):
 
 
 class LoadPolicy(Arguments):
-    """A policy that was found, and the name by which it was asked for."""
+    """A policy that was found, the name it was asked for by, and its share of the arm's limits."""
 
     folder: Annotated[str, Field(min_length=1, max_length=4096)]
     policy: PolicyName
+    limits: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -14,6 +14,39 @@ from agent.operations.state_machine import Event, State
 Reply = dict[str, Any]
 
 
+RAN_ITS_TIME = "ran its time"  # the outcome of an episode that nothing cut short
+
+
+@dataclass(frozen=True)
+class PolicyToDrive:
+    """A policy's folder, and the share of the arm's limits that it gets."""
+
+    folder: Path
+    limits: float = 1.0
+
+
+class Policies(Protocol):
+    """The policies on this robot, and what is known of them; `agent.policies.trials`."""
+
+    def to_drive(self, policy: str) -> PolicyToDrive:
+        """What a name means for the next episode. Raises AgentError with one line."""
+
+    def drive_begins(self) -> None:
+        """Durable before the policy that is armed gets the arm. Raises AgentError, OSError."""
+
+    def drive_called_off(self) -> None:
+        """It did not get the arm."""
+
+    def use(self, name: str) -> Reply:
+        """Make it active and pin it. Raises AgentError."""
+
+    def roll_back(self) -> Reply:
+        """Go back one step. Raises AgentError."""
+
+    def table(self) -> Reply:
+        """What there is. Raises AgentError."""
+
+
 class Robot(Protocol):
     """The state and the control process of one robot; the supervisor, or a test's stand-in."""
 
@@ -31,8 +64,9 @@ class Robot(Protocol):
     async def command(self, name: str, timeout_s: float, **arguments: Any) -> Reply:
         """Have the control process do it. Raises Refused, ProcessUnavailable."""
 
-    def policy_folder(self, policy: str) -> Path:
-        """Where a policy lies. Raises AgentError with one line."""
+    @property
+    def policies(self) -> Policies:
+        """What may drive the arm."""
 
     def fault(self, reason: str) -> None:
         """Name a fault in the status, and go to the state of that name."""
@@ -57,6 +91,7 @@ class Operation:
     then: Event | None = None  # after it, if the state is the same still
     as_command: str | None = None  # of the control process, if it is not called as the verb
     sent: type[Arguments] | None = None  # what goes there, if not `arguments`
+    commands_control: bool = True  # the control process has a part in it
     alone: bool = True  # waits until another operation is over
     said: Callable[[Reply], str] | None = None  # what the command line prints of the reply
 

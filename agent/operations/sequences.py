@@ -6,10 +6,11 @@ idle is left), then the control process; if that refuses, go back.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from agent.errors import ProcessUnavailable, Refused
-from agent.operations.arguments import Arguments, RolloutArm
+from agent.operations.arguments import Arguments, PolicyUse, RolloutArm
 from agent.operations.operation import Operation, Reply, Robot
 from agent.operations.state_machine import MEND, Event, State, next_state
 
@@ -23,10 +24,7 @@ PARK_S = 40.0
 
 async def ask(operation: Operation, robot: Robot, arguments: Arguments) -> Reply:
     """All that the row's columns say: needs, event, command, then."""
-    if operation.needs_rollout and robot.state is not State.ROLLOUT:
-        if robot.state is State.IDLE:
-            raise Refused("no rollout is armed; arm a policy first (rollout/arm)")
-        raise Refused(f"a rollout is not possible: {MEND[robot.state]}")
+    _require_rollout(operation, robot)
     arguments.check(robot.config)
     _enter(operation, robot)
     if operation.then is not None:
@@ -72,18 +70,58 @@ async def park(operation: Operation, robot: Robot, arguments: Arguments) -> Repl
 
 async def arm_rollout(operation: Operation, robot: Robot, arguments: RolloutArm) -> Reply:
     """Start inference, load a policy and warm it up; idle again if that fails."""
-    folder = robot.policy_folder(arguments.policy)
+    chosen = robot.policies.to_drive(arguments.policy)
     rearm = robot.state is State.ROLLOUT
     _enter(operation, robot)
     timeout_s = operation.timeout_s + robot.config.rollout.load_timeout_s
     try:
         return await robot.command(
-            operation.command, timeout_s, folder=str(folder), policy=arguments.policy
+            operation.command,
+            timeout_s,
+            folder=str(chosen.folder),
+            policy=arguments.policy,
+            limits=chosen.limits,
         )
     except Refused:
         if not rearm:
             robot.event(Event.NOT_STARTED)
         raise
+
+
+async def start_rollout(operation: Operation, robot: Robot, arguments: Arguments) -> Reply:
+    """Write the trial marker of a canary, then give it the arm; refused, the marker is lifted."""
+    _require_rollout(operation, robot)
+    arguments.check(robot.config)
+    robot.policies.drive_begins()
+    try:
+        return await ask(operation, robot, arguments)
+    except ProcessUnavailable:
+        raise  # it may have the arm
+    except Refused:
+        robot.policies.drive_called_off()
+        raise
+
+
+async def policy_list(operation: Operation, robot: Robot, arguments: Arguments) -> Reply:
+    """Touches no arm and changes nothing."""
+    return await asyncio.to_thread(robot.policies.table)
+
+
+async def policy_use(operation: Operation, robot: Robot, arguments: PolicyUse) -> Reply:
+    """From the next arming on; one that is armed stays as it is."""
+    return await asyncio.to_thread(robot.policies.use, arguments.policy)
+
+
+async def policy_roll_back(operation: Operation, robot: Robot, arguments: Arguments) -> Reply:
+    """From the next arming on; one that is armed stays as it is."""
+    return await asyncio.to_thread(robot.policies.roll_back)
+
+
+def _require_rollout(operation: Operation, robot: Robot) -> None:
+    if operation.needs_rollout and robot.state is not State.ROLLOUT:
+        if robot.state is State.IDLE:
+            raise Refused("no rollout is armed; arm a policy first (rollout/arm)")
+        raise Refused(f"a rollout is not possible: {MEND[robot.state]}")
 
 
 def _enter(operation: Operation, robot: Robot) -> None:

@@ -13,6 +13,7 @@ from agent.operations.arguments import (
     Estop,
     LoadPolicy,
     Park,
+    PolicyUse,
     RecordFinish,
     RecordStart,
     RolloutArm,
@@ -30,6 +31,10 @@ from agent.operations.sequences import (
     begin_teleop,
     end_teleop,
     park,
+    policy_list,
+    policy_roll_back,
+    policy_use,
+    start_rollout,
     within_teleop,
 )
 from agent.operations.state_machine import Event
@@ -98,7 +103,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "rollout_start",
         "Run one episode in the background; returns when the policy has taken command.",
         RAMP_S,
-        ask,
+        start_rollout,
         arguments=RolloutStart,
         needs_rollout=True,
     ),
@@ -151,6 +156,28 @@ OPERATIONS: tuple[Operation, ...] = (
         then=Event.ROLLOUT_DISARM,
     ),
     Operation(
+        "policy_list",
+        "What policies there are, where each is on its way, and which one drives.",
+        QUICK_S,
+        policy_list,
+        commands_control=False,
+    ),
+    Operation(
+        "policy_use",
+        "Make an installed policy active from the next arming on, and pin it.",
+        QUICK_S,
+        policy_use,
+        arguments=PolicyUse,
+        commands_control=False,
+    ),
+    Operation(
+        "policy_rollback",
+        "Take away the version on trial, else go back from the active one to the one before.",
+        QUICK_S,
+        policy_roll_back,
+        commands_control=False,
+    ),
+    Operation(
         "park",
         "Park the arm and take its torque away, from wherever it is.",
         PARK_S,
@@ -192,4 +219,4 @@ def operation_of(verb: str, operations: Iterable[Operation] = OPERATIONS) -> Ope
 
 def control_commands(operations: Iterable[Operation] = OPERATIONS) -> dict[str, type[Arguments]]:
     """What the control process must be able to do, and what comes with each command."""
-    return {row.command: row.sent or row.arguments for row in operations}
+    return {row.command: row.sent or row.arguments for row in operations if row.commands_control}

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import httpx
 
-from agent.policies.errors import DownloadInterrupted, ReleaseRefused
+from agent.policies.errors import DownloadDamaged, DownloadInterrupted, ReleaseRefused
 from host.files import stamp_of, sync_file, sync_folder, write_durable
 from policy.errors import BadManifest, BadPolicyFolder
 from policy.release.folder import (
@@ -90,8 +90,9 @@ def download(
     """Fetch manifest and files of `notice` under `folder`; returns the whole release's folder.
 
     `installed`: folders, on the same file system if may be, in which files of it may lie already.
-    Raises ReleaseRefused (digest, version or manifest wrong; what was fetched is deleted) and
-    DownloadInterrupted (server away, connection cut, `stopping` set; what was fetched stays).
+    Raises DownloadDamaged (a digest is wrong; that file is deleted), ReleaseRefused (the manifest
+    that was announced is no manifest, or of another version) and DownloadInterrupted (server away,
+    connection cut, `stopping` set; what was fetched stays).
     """
     traffic = traffic or Traffic()
     source = _Source(client, notice.version, stopping, traffic)
@@ -170,8 +171,14 @@ def _manifest(source: _Source, digest: str) -> tuple[ReleaseManifest, bytes]:
                 raise ReleaseRefused(
                     f"release {version}: its manifest is over {MAX_MANIFEST_BYTES} bytes"
                 )
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise DownloadDamaged(
+            f"release {version}: the manifest has SHA-256 {found[:12]}…, announced was "
+            f"{digest[:12]}…; it was changed on the way or on the server"
+        )
     try:
-        manifest = parse_manifest(bytes(content), digest)
+        manifest = parse_manifest(bytes(content))
     except BadManifest as error:
         raise ReleaseRefused(f"release {version}: {error}") from error
     if manifest.version != version:
@@ -193,7 +200,7 @@ def _file(source: _Source, path: Path, entry: FileEntry) -> VerifiedFile:
         found = _fetch(source, path, entry, 0)
     if found.sha256 != entry.sha256:
         path.unlink()
-        raise ReleaseRefused(
+        raise DownloadDamaged(
             f"release {source.version}: {path.name} does not have the SHA-256 "
             f"{entry.sha256[:12]}… of its manifest; it was changed on the way or on the server"
         )

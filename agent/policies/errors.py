@@ -13,6 +13,10 @@ class PolicyRefused(StoreError, ValueError):
     """A policy does not fit: wrong digest, wrong features, wrong rate, or it cannot be loaded."""
 
 
+class PolicyDamaged(PolicyRefused):
+    """A file is not what its manifest says; the same policy, fetched again, may well fit."""
+
+
 class NoSuchPolicy(StoreError, LookupError):
     """The store has no policy of that name, or none is active."""
 
@@ -23,6 +27,10 @@ class StoreDamaged(StoreError, ValueError):
 
 class ReleaseRefused(StoreError, ValueError):
     """A release that must not be used: a wrong digest, or it failed its qualification."""
+
+
+class DownloadDamaged(ReleaseRefused):
+    """What came does not have its digest: changed on the way or on the server."""
 
 
 class DownloadInterrupted(StoreError, ConnectionError):

@@ -3,8 +3,10 @@
 A downloaded policy is run in a child process with a time limit: one that hangs, eats its memory or
 crashes the runtime is a failed qualification with a reason. It qualifies when its files match the
 manifest, it fits this robot's features, cameras and rate, its golden observations give the golden
-actions within the manifest's tolerance, and it is quick enough to be asked again before half of a
-chunk has been played. One line of JSON on stdout; exit code 0 when it qualified, 1 when not.
+actions within the manifest's tolerance, and it is quick enough for the length of its chunks
+(`chunk_rule`). A refusal is for the content, which no repetition mends, for damage of its files, or
+for the load of this host: too slow, out of memory, out of time. One line of JSON on stdout; exit
+code 0 when it qualified, 1 when not.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent.config import load_config
 from agent.errors import ConfigError
+from agent.policies.chunk_rule import ChunkRule
 from agent.policies.compatibility import RobotSignature, incompatibilities
 from host.children import exit_words, module_command
-from policy.errors import BadPolicyFolder, PolicyError
+from policy.errors import BadPolicyFolder, DamagedPolicyFolder, PolicyError
 from policy.release.folder import PolicyFolder, read_policy_folder
 
 log = logging.getLogger(__name__)
@@ -32,18 +35,27 @@ log = logging.getLogger(__name__)
 DEFAULT_TIMEOUT_S = 120.0
 _LATENCY_RUNS = 100
 _LATENCY_S = 3.0
-_WORST_LATENCY_OF_CHUNK = 0.5  # slower than this and the arm plays stale plans, then stands still
+# ONNX Runtime's words where it could not allocate; it has no exception of its own for that.
+_NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory")
+
+Cause = Literal["content", "damage", "load"]
+# The kernel's killer of those who eat memory, and this child's own alarm.
+_LOAD_SIGNALS = (signal.SIGKILL, signal.SIGALRM)
 
 
 @dataclass(frozen=True)
 class Qualification:
-    """The verdict. Errors in raw joint units; None where it was not got so far."""
+    """The verdict. Errors in raw joint units; None where it was not got so far.
+
+    `cause` of a refusal: content outweighs damage, and damage load.
+    """
 
     ok: bool
     version: int | None = None
     max_abs_error: float | None = None
     latency_p99_ms: float | None = None
     reasons: tuple[str, ...] = ()
+    cause: Cause = "content"
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -55,6 +67,8 @@ class Qualification:
         data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError("not a JSON object")  # noqa: TRY004 - the text is wrong, not a type
+        if data.get("cause", "content") not in ("content", "damage", "load"):
+            raise ValueError(f"no cause is called {data['cause']!r}")
         try:
             return cls(**{**data, "reasons": tuple(data["reasons"])})
         except (KeyError, TypeError) as error:
@@ -80,9 +94,10 @@ def qualify(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
-        return _failed(f"the policy did not finish its trial within {timeout_s:g} s")
+        return _failed(f"the policy did not finish its trial within {timeout_s:g} s", "load")
     if done.returncode < 0:
-        return _failed(f"the policy crashed its trial ({exit_words(done.returncode)})")
+        cause: Cause = "load" if -done.returncode in _LOAD_SIGNALS else "content"
+        return _failed(f"the policy crashed its trial ({exit_words(done.returncode)})", cause)
     try:
         return Qualification.from_json(done.stdout)
     except ValueError:
@@ -93,20 +108,26 @@ def examine(
     policy_dir: Path,
     robot: RobotSignature | None,
     threads: int = 1,
+    rule: ChunkRule = ChunkRule(),  # noqa: B008 - frozen
 ) -> Qualification:
     """Judge a policy folder in this process, which the policy may crash or hang."""
     try:
         folder = read_policy_folder(policy_dir)
+    except DamagedPolicyFolder as error:
+        return _failed(str(error), "damage")
     except BadPolicyFolder as error:
         return _failed(str(error))
     version = folder.manifest.version
     reasons = list(incompatibilities(folder.spec, robot)) if robot is not None else []
     if reasons:
         return Qualification(ok=False, version=version, reasons=tuple(reasons))
-    return _try_out(folder, threads)
+    try:
+        return _try_out(folder, threads, rule)
+    except MemoryError:
+        return _failed("the policy's trial found no memory on this host", "load")
 
 
-def _try_out(folder: PolicyFolder, threads: int) -> Qualification:
+def _try_out(folder: PolicyFolder, threads: int, rule: ChunkRule) -> Qualification:
     # ONNX Runtime is loaded here, so that the parent, which only starts a child, stays small.
     from agent.policies.graph import measure_latency_ms, percentile
     from policy.release.trial import golden_complaint, goldens_of, load_graph, worst_golden_error
@@ -122,27 +143,28 @@ def _try_out(folder: PolicyFolder, threads: int) -> Qualification:
         )
     except PolicyError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Qualification(ok=False, version=version, reasons=(reason,))
+        no_memory = any(words in str(error) for words in _NO_MEMORY)
+        cause: Cause = "load" if no_memory else "content"
+        return Qualification(ok=False, version=version, reasons=(reason,), cause=cause)
     latency_ms = percentile(times, 99)
     if complaint := golden_complaint(folder, worst):
         reasons.append(complaint)
-    budget_ms = _WORST_LATENCY_OF_CHUNK * spec.chunk_size / spec.fps * 1000.0
-    if latency_ms > budget_ms:
-        reasons.append(
-            f"a chunk takes {latency_ms:.0f} ms (99th percentile) on this host, allowed are "
-            f"{budget_ms:.0f} ms, half of the {spec.chunk_size / spec.fps:.2f} s that it lasts"
-        )
+    cause = "content" if reasons else "load"
+    slow = rule.shortfall(latency_ms, spec.fps, spec.chunk_size)
+    if slow is not None:
+        reasons.append(slow)
     return Qualification(
         ok=not reasons,
         version=version,
         max_abs_error=worst,
         latency_p99_ms=latency_ms,
         reasons=tuple(reasons),
+        cause=cause,
     )
 
 
-def _failed(reason: str) -> Qualification:
-    return Qualification(ok=False, reasons=(reason,))
+def _failed(reason: str, cause: Cause = "content") -> Qualification:
+    return Qualification(ok=False, reasons=(reason,), cause=cause)
 
 
 def _limit_this_process(timeout_s: float) -> None:
@@ -162,7 +184,8 @@ def _here(policy_dir: Path, config_path: Path | None) -> Qualification:
         config = load_config(config_path)
     except ConfigError as error:
         return _failed(str(error))
-    return examine(policy_dir, RobotSignature.of(config), config.rollout.threads)
+    rule = ChunkRule(blend_ticks=config.rollout.blend_ticks)
+    return examine(policy_dir, RobotSignature.of(config), config.rollout.threads, rule)
 
 
 def main(argv: list[str]) -> int:

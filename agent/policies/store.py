@@ -3,27 +3,34 @@
     <folder>/<version>/manifest.json, …              a whole release, never changed
     <folder>/<version>/.verified.json                what was hashed, see policy/release/folder.py
     <folder>/local/…                                 this robot's own, never federated policy
-    <folder>/active.json                             {"active": "3", "previous": "2"}
+    <folder>/active.json                             which drives, and each release's state
     <folder>/.outgoing-*                             being deleted; swept at the next start
 
 A version appears by one rename of a folder whose files are on disk already, and the choice of the
 active one by one rename of active.json. So a kill between any two steps leaves either the old or
-the new, and what is half done has a name that is never read. Federation writes; training writes
-`local` alone; any process may read.
+the new, and what is half done has a name that is never read. The federation process writes what
+arrives, the supervisor what comes of it, training `local` alone; any process may read.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import fcntl
 import logging
+import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from agent.policies.errors import NoSuchPolicy, PolicyRefused, StoreDamaged
-from host.files import sync_folder, sync_tree, write_durable
-from policy.errors import BadPolicyFolder
+from pydantic import ValidationError
+
+from agent.policies.errors import NoSuchPolicy, PolicyDamaged, PolicyRefused, StoreDamaged
+from agent.policies.release_book import ReleaseBook
+from host.complaints import first_complaint
+from host.files import FileStamp, file_stamp, sync_folder, sync_tree, write_durable
+from policy.errors import BadPolicyFolder, DamagedPolicyFolder
 from policy.release.folder import (
     PolicyFolder,
     read_manifest,
@@ -82,36 +89,66 @@ class PolicyStore:
             shutil.rmtree(outgoing)
         return target
 
-    def activate(self, version: int | str) -> Path:
-        """Make an installed version the active one, from the next episode on; return its path.
+    def book(self) -> ReleaseBook:
+        """What is written down of the releases. Raises StoreDamaged."""
+        path = self.folder / _ACTIVE_FILE
+        try:
+            return ReleaseBook.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return ReleaseBook(active=None, previous=None)
+        except ValidationError as error:
+            raise StoreDamaged(
+                f"{path} is damaged ({first_complaint(error, 'book')}); "
+                "delete it to start without a policy"
+            ) from error
 
-        The one active until now becomes the previous one. Raises NoSuchPolicy, PolicyRefused when
-        its files are damaged, StoreDamaged, OSError.
+    def stamp(self) -> FileStamp | None:
+        """Changes whenever the book does."""
+        return file_stamp(self.folder / _ACTIVE_FILE)
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[ReleaseBook]:
+        """Change the book, alone among all processes; it is durable when this ends.
+
+        Nothing is written when nothing changed, or when the body raises. Raises StoreDamaged,
+        OSError.
+        """
+        with self._alone():
+            book = self.book()
+            before = book.model_dump_json()
+            yield book
+            after = book.model_dump_json()
+            if after != before:
+                write_durable(self.folder / _ACTIVE_FILE, after.encode())
+
+    def use(self, version: int | str) -> Path:
+        """Make an installed policy the active one, from the next episode on, and pin it.
+
+        Raises NoSuchPolicy, PolicyRefused when its files are damaged, StoreDamaged, OSError.
         """
         name = _checked_name(version)
         path = self._existing(name)
         _verified(path)
-        active, _ = self._choice()
-        if name != active:
-            self._choose(name, active)
+        with self.change() as book:
+            book.use(name)
         return path
 
-    def roll_back(self) -> str:
-        """Return to the previous version, and its name. There is then no previous one.
+    def roll_back(self, reason: str = "", *, by_operator: bool = True) -> str:
+        """Take away what is on trial, else go back to the previous version; see ReleaseBook.
 
-        Raises NoSuchPolicy when there is none, PolicyRefused when its files are damaged,
-        StoreDamaged, OSError.
+        Raises NoSuchPolicy, PolicyRefused when the previous one's files are damaged, StoreDamaged,
+        OSError.
         """
-        active, previous = self._choice()
-        if previous is None:
-            raise NoSuchPolicy(f"nothing to roll back to: no policy was active before {active}")
-        _verified(self._existing(previous))
-        self._choose(previous, None)
-        return previous
+        with self.change() as book:
+            on_trial = book.on_trial() is not None
+            name = book.roll_back(reason, by_operator=by_operator)
+            if not on_trial:
+                _verified(self._existing(name))
+        return name
 
     def active(self) -> str | None:
         """Return the active version's name, None when none was ever activated."""
-        return self._choice()[0]
+        return self.book().active
 
     def versions(self) -> list[int]:
         """Return the installed release versions, oldest first (without `local`)."""
@@ -131,10 +168,15 @@ class PolicyStore:
         """
         if policy != ACTIVE:
             return self._existing(_checked_name(policy))
-        name = self.active()
+        book = self.book()
+        name = book.to_drive()
         if name is None:
+            trial = book.on_trial()
             raise NoSuchPolicy(
                 "no policy is active yet: none was released to this robot, or none qualified"
+                if trial is None
+                else f"no policy is active yet: version {trial[1].version} is in its shadow; "
+                f"teleoperate or record for a while, or `armada policy use {trial[1].version}`"
             )
         return self._existing(name)
 
@@ -143,7 +185,15 @@ class PolicyStore:
 
         Returns the names deleted. Raises StoreDamaged, OSError.
         """
-        kept = {*self._choice(), *map(str, self.versions()[-keep:] if keep else [])}
+        book = self.book()
+        trial = book.on_trial()
+        on_trial = None if trial is None else str(trial[1].version)
+        kept = {
+            book.active,
+            book.previous,
+            on_trial,
+            *map(str, self.versions()[-keep:] if keep else []),
+        }
         gone = [str(version) for version in self.versions() if str(version) not in kept]
         for name in gone:
             shutil.rmtree(self._take_out(self.folder / name))
@@ -153,11 +203,23 @@ class PolicyStore:
         """Delete what an earlier process left half done. Call once at start."""
         if not self.folder.is_dir():
             return
-        for path in list(self.folder.iterdir()):
-            if path.name.startswith(_OUTGOING):
-                shutil.rmtree(path)
-            elif path.name.startswith(f".{_ACTIVE_FILE}."):
-                path.unlink()
+        with self._alone():
+            for path in list(self.folder.iterdir()):
+                if path.name.startswith(_OUTGOING):
+                    shutil.rmtree(path)
+                elif path.name.startswith(f".{_ACTIVE_FILE}."):
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The folder's lock, which the kernel lifts when its holder dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name
@@ -165,26 +227,6 @@ class PolicyStore:
             known = ", ".join(map(str, self.versions())) or "none"
             raise NoSuchPolicy(f"no policy {name!r} in {self.folder}; installed versions: {known}")
         return path
-
-    def _choice(self) -> tuple[str | None, str | None]:
-        path = self.folder / _ACTIVE_FILE
-        try:
-            choice = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None, None
-        except ValueError as error:
-            raise StoreDamaged(
-                f"{path} is not JSON; delete it to start without a policy"
-            ) from error
-        match choice:
-            case {"active": str(active), "previous": str() | None as previous}:
-                return active, previous
-            case _:
-                raise StoreDamaged(f"{path} names no active policy; delete it to start without one")
-
-    def _choose(self, active: str, previous: str | None) -> None:
-        text = json.dumps({"active": active, "previous": previous})
-        write_durable(self.folder / _ACTIVE_FILE, text.encode())
 
     def _take_out(self, path: Path) -> Path:
         """Rename a folder first: one with half of its files must not look like a version."""
@@ -196,6 +238,8 @@ class PolicyStore:
 def _verified(path: Path) -> PolicyFolder:
     try:
         return verify_policy_folder(path)
+    except DamagedPolicyFolder as error:
+        raise PolicyDamaged(str(error)) from error
     except BadPolicyFolder as error:
         raise PolicyRefused(str(error)) from error
 

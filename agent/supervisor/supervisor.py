@@ -21,8 +21,9 @@ from agent.child.process_row import ProcessRow
 from agent.config import AgentConfig
 from agent.errors import LinkClosed, ProcessUnavailable, Refused
 from agent.operations.state_machine import Event, Machine, State
-from agent.policies.errors import StoreDamaged
+from agent.policies.errors import StoreDamaged, StoreError
 from agent.policies.store import PolicyStore
+from agent.policies.trials import PolicyTrials
 from agent.supervisor.process_table import process_table
 from host.memory import MemoryReserve, available_bytes
 from host.notify import Notifier
@@ -53,6 +54,7 @@ class Supervisor:
         self._machine = Machine()
         self.session = str(uuid.uuid4())
         self._store = PolicyStore(config.policies_dir)
+        self.policies = PolicyTrials(self._store, config.trial)
         self._clock = clock
         self._available = available  # bytes of memory that the host has left
         self._reserve = MemoryReserve(config.training.give_back_below_mb << 20)
@@ -125,10 +127,6 @@ class Supervisor:
             raise Refused(str(reply.get("error", f"{name} was refused")))
         return dict(reply.get("result") or {})
 
-    def policy_folder(self, policy: str) -> Path:
-        """The folder of "active", "local" or a version. Raises NoSuchPolicy, StoreDamaged."""
-        return self._store.resolve(policy)
-
     def fault(self, reason: str) -> None:
         """Name a fault, the first alone, and go to the state of that name."""
         if self._fault is None:
@@ -180,6 +178,7 @@ class Supervisor:
         """Supervise until `request_stop`; then park, end all, return."""
         for folder in (self.config.journal_dir, self.config.run_dir, self.config.log_dir):
             folder.mkdir(parents=True, exist_ok=True)
+        self._on_trial(self.policies.agent_started)
         self._apply(self._clock())
         self._notifier.ready(self.state.value)
         try:
@@ -268,7 +267,10 @@ class Supervisor:
         for message in child.receive():
             kind = message.pop("kind")
             if kind == "status":
+                before = self._statuses.get(name, {})
                 self._statuses[name] = message
+                if name == "control":
+                    self._heard_rollout(before.get("rollout", {}), message.get("rollout", {}))
             elif kind == "event":
                 self._heard_event(name, message)
             elif kind == "reply" and name == "control":
@@ -277,6 +279,18 @@ class Supervisor:
                     future.set_result(message)
             else:
                 log.warning("%s sent a message of unknown kind %r", name, kind)
+
+    def _heard_rollout(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """The control process tells of every episode while it runs, and then how it ended."""
+        if before.get("running") and not now.get("running"):
+            self._on_trial(lambda: self.policies.drive_ended(now))
+
+    def _on_trial(self, settle: Callable[[], None]) -> None:
+        """A disk that does not do its part is told, and the trial's marker stays."""
+        try:
+            settle()
+        except (StoreError, OSError) as error:
+            log.error("the policy's trial: %s", error)  # noqa: TRY400
 
     def _heard_event(self, name: str, message: dict[str, Any]) -> None:
         self._events.append({"process": name, "unix_s": round(time.time(), 3), **message})
@@ -304,6 +318,7 @@ class Supervisor:
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(ProcessUnavailable(reason))
+        self._on_trial(lambda: self.policies.control_died(reason))
         if self.state is not State.IDLE and self._fault is None:
             self._fault = f"{reason}; it is started again; `armada reset` parks the arm"
         self.event(Event.CONTROL_DIED)
@@ -316,9 +331,9 @@ class Supervisor:
         return lines + [line for line in problems if line not in lines]
 
     def _active_policy(self) -> int | str | None:
-        """A release's number, or the name of a policy that is not a release."""
+        """What drives the next episode: a release's number, or the name of another policy."""
         try:
-            name = self._store.active()
+            name = self._store.book().to_drive()
         except StoreDamaged:
             return None  # armada doctor and rollout/arm say what is wrong
         return int(name) if name is not None and name.isdigit() else name

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from host.complaints import first_complaint
 from host.files import FileStamp, file_stamp, stamp_of, write_durable
-from policy.errors import BadManifest, BadPolicyFolder, BadSpec
+from policy.errors import BadManifest, BadPolicyFolder, BadSpec, DamagedPolicyFolder
 from policy.release.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -104,7 +104,7 @@ def read_manifest(path: Path) -> tuple[ReleaseManifest, PolicySpec]:
         manifest = parse_manifest(content)
         spec = PolicySpec.from_json(manifest.spec)
     except OSError as error:
-        raise BadPolicyFolder(f"{path}: {MANIFEST_NAME}: {error.strerror}") from error
+        raise DamagedPolicyFolder(f"{path}: {MANIFEST_NAME}: {error.strerror}") from error
     except (BadManifest, BadSpec) as error:
         raise BadPolicyFolder(f"{path}: {error}") from error
     for name in (POLICY_NAME, manifest.golden.observations, manifest.golden.actions):
@@ -164,14 +164,16 @@ def _check_file(path: Path, entry: FileEntry, known: VerifiedFile | None) -> Ver
     try:
         found_size = path.stat().st_size
         if found_size != entry.size:
-            raise BadPolicyFolder(f"{path} has {found_size} bytes, its manifest says {entry.size}")
+            raise DamagedPolicyFolder(
+                f"{path} has {found_size} bytes, its manifest says {entry.size}"
+            )
         if known is not None and is_verified(path, entry, known):
             return known
         found = hash_file(path)
     except OSError as error:
-        raise BadPolicyFolder(f"{path}: {error.strerror}") from error
+        raise DamagedPolicyFolder(f"{path}: {error.strerror}") from error
     if found.sha256 != entry.sha256:
-        raise BadPolicyFolder(
+        raise DamagedPolicyFolder(
             f"{path} has SHA-256 {found.sha256[:12]}…, its manifest says {entry.sha256[:12]}…; "
             "download it again"
         )

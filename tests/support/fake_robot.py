@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.config import AgentConfig, load_config
 from agent.errors import Refused
-from agent.operations.operation import Operation
+from agent.operations.operation import Operation, PolicyToDrive
 from agent.operations.state_machine import Event, Machine, State
 from agent.operations.table import OPERATIONS
 from agent.policies.errors import NoSuchPolicy
@@ -26,6 +26,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "rollout_arm": {"policy": "7"},
     "rollout_beat": {"lease": "a1"},
     "rollout_start": {"seconds": 2.0},
+    "policy_use": {"policy": "7"},
 }
 
 
@@ -39,6 +40,37 @@ def small_config(folder: Path) -> Path:
     return path
 
 
+class FakePolicies:
+    """One policy, 7; notes what it is told of drives, and its words."""
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+        self.limits = 1.0
+
+    def to_drive(self, policy: str) -> PolicyToDrive:
+        if policy != "7":
+            raise NoSuchPolicy(f"no policy {policy!r}")
+        return PolicyToDrive(Path("policies") / policy, self.limits)
+
+    def drive_begins(self) -> None:
+        self._told.append("drive_begins")
+
+    def drive_called_off(self) -> None:
+        self._told.append("drive_called_off")
+
+    def table(self) -> dict[str, Any]:
+        row = {"version": "7", "state": "active", "why": "driven well", "role": "active, pinned"}
+        return {"active": "7", "previous": None, "pinned": True, "policies": [row]}
+
+    def use(self, name: str) -> dict[str, Any]:
+        self._told.append(f"use {name}")
+        return self.table()
+
+    def roll_back(self) -> dict[str, Any]:
+        self._told.append("roll_back")
+        return {"rolled_back_to": "6", **self.table()}
+
+
 class FakeRobot:
     """Notes what it is told, in order; `scripts` says what a command comes to."""
 
@@ -50,6 +82,7 @@ class FakeRobot:
         self.timeouts_s: dict[str, float] = {}
         self.faults: list[str] = []
         self.scripts: dict[str, Script] = {}
+        self.policies = FakePolicies(self.told)
 
     @property
     def state(self) -> State:
@@ -65,11 +98,6 @@ class FakeRobot:
         self.timeouts_s[name] = timeout_s
         await asyncio.sleep(0)
         return await self.scripts[name]() if name in self.scripts else {}
-
-    def policy_folder(self, policy: str) -> Path:
-        if policy != "7":
-            raise NoSuchPolicy(f"no policy {policy!r}")
-        return Path("policies") / policy
 
     def fault(self, reason: str) -> None:
         self.faults.append(reason)

@@ -44,7 +44,7 @@ def robot(calibrated: tuple[Site, Person]) -> Iterator[Robot]:
     shutil.rmtree(policies, ignore_errors=True)
     store = PolicyStore(policies)
     install_policy(store)
-    store.activate(1)
+    store.use(1)
     try:
         with site.start_agent("control,inference") as client:
             wait_ready(client)

@@ -122,7 +122,7 @@ def robot(tmp_path: Path) -> Iterator[Robot]:
 
 def arm(robot: Robot, **graph: int) -> None:
     install_policy(robot.store, **graph)
-    robot.store.activate(1)
+    robot.store.use(1)
     robot.source.load(robot.store.resolve("active"), 20.0)
 
 
@@ -206,7 +206,7 @@ def test_a_real_act_goes_from_export_through_qualification_to_the_loop(robot: Ro
     verdict = qualify(staged, robot.config_path)
     assert verdict.ok, verdict.reasons
     robot.store.install(staged, 5)
-    robot.store.activate(5)
+    robot.store.use(5)
     loaded = robot.source.load(robot.store.resolve("active"), 20.0)
     assert (loaded.version, loaded.chunk_size) == (5, 30)
     run = robot.episode(3.0)

@@ -18,7 +18,7 @@ from agent.operations.table import OPERATIONS, control_commands, operation_of
 IDLE, TELEOP, ROLLOUT, FAULT, ESTOP = State
 CALIBRATE = "control:calibrate(arm=follower,step=homing)"
 RECORD = "control:record_start(task=lift)"
-LOAD = "control:rollout_arm(folder=policies/7,policy=7)"
+LOAD = "control:rollout_arm(folder=policies/7,policy=7,limits=1.0)"
 START = "control:rollout_start(seconds=2.0,task=None,record=False)"
 PARK, PARK_UP = "control:park(energise=False)", "control:park(energise=True)"
 BEAT = "control:rollout_beat(lease=a1)"
@@ -38,7 +38,7 @@ DONE: dict[str, dict[State, tuple[list[str], State]]] = {
         ROLLOUT: (["rollout_arm", LOAD], ROLLOUT),
     },
     "rollout_beat": {ROLLOUT: ([BEAT], ROLLOUT)},
-    "rollout_start": {ROLLOUT: ([START], ROLLOUT)},
+    "rollout_start": {ROLLOUT: (["drive_begins", START], ROLLOUT)},
     "rollout_takeover": {ROLLOUT: (["control:rollout_takeover()"], ROLLOUT)},
     "rollout_handback": {ROLLOUT: (["control:rollout_handback()"], ROLLOUT)},
     "rollout_success": {ROLLOUT: (["control:rollout_success()"], ROLLOUT)},
@@ -52,6 +52,9 @@ DONE: dict[str, dict[State, tuple[list[str], State]]] = {
     },
     "estop": {state: (["estop", STOP], ESTOP) for state in State},
     "reset": {state: (["control:reset()", "reset"], IDLE) for state in (IDLE, FAULT, ESTOP)},
+    "policy_list": {state: ([], state) for state in State},
+    "policy_use": {state: (["use 7"], state) for state in State},
+    "policy_rollback": {state: (["roll_back"], state) for state in State},
 }
 
 # The same when the control process refuses its first command: how far back each goes.
@@ -72,7 +75,7 @@ REFUSED: dict[str, dict[State, tuple[list[str], State]]] = {
         ROLLOUT: (["rollout_arm", LOAD], ROLLOUT),
     },
     "rollout_beat": {ROLLOUT: ([BEAT], ROLLOUT)},
-    "rollout_start": {ROLLOUT: ([START], ROLLOUT)},
+    "rollout_start": {ROLLOUT: (["drive_begins", START, "drive_called_off"], ROLLOUT)},
     "rollout_takeover": {ROLLOUT: (["control:rollout_takeover()"], ROLLOUT)},
     "rollout_handback": {ROLLOUT: (["control:rollout_handback()"], ROLLOUT)},
     "rollout_success": {ROLLOUT: (["control:rollout_success()"], ROLLOUT)},

@@ -76,8 +76,8 @@ def test_activating_and_rolling_back_hash_nothing_again(
     install_policy(store, 1)
     install_policy(store, 2)
     sizes = count_hashes(monkeypatch)
-    store.activate(1)
-    store.activate(2)
+    store.use(1)
+    store.use(2)
     store.roll_back()
     assert sizes == []
 
@@ -89,7 +89,7 @@ def test_a_flipped_byte_is_found_though_the_size_is_the_same(
     with pytest.raises(BadPolicyFolder, match=r"policy\.onnx has SHA-256"):
         read_policy_folder(installed)
     with pytest.raises(PolicyRefused, match=r"policy\.onnx has SHA-256"):
-        store.activate(1)
+        store.use(1)
     server = PolicyServer(RobotSignature.of(load_config(write_config(tmp_path))), 1)
     load = InferenceMessage({"kind": "load", "command": 1, "dir": str(installed)})
     (reply, _), *_ = server.answer([load])
@@ -117,7 +117,7 @@ def test_a_forged_time_hides_it_from_a_load_and_the_doctor_finds_it(
     for version in (1, 2):
         install_policy(store, version)
     write_policy(store.folder / "local", version=0)
-    store.activate(2)
+    store.use(2)
     forge(store.folder / "1" / ONNX)
     read_policy_folder(store.folder / "1")  # so it is: only a hash could tell
     record = (store.folder / "1" / RECORD_NAME).read_bytes()
@@ -135,7 +135,7 @@ def test_a_forged_time_hides_it_from_a_load_and_the_doctor_finds_it(
 def test_the_same_release_again_mends_a_damaged_one_whatever_its_time_says(
     store: PolicyStore, installed: Path
 ) -> None:
-    store.activate(1)
+    store.use(1)
     forge(installed / ONNX)
     assert install_policy(store) == installed
     read_policy_folder(installed, hash_all=True)
@@ -171,7 +171,7 @@ def test_a_restored_copy_is_hashed_again_and_recognised_once_it_was_activated(
     sizes = count_hashes(monkeypatch)
     read_policy_folder(installed)
     assert sizes == whole
-    store.activate(1)
+    store.use(1)
     assert sizes == whole + whole
     read_policy_folder(installed)
     assert sizes == whole + whole
@@ -201,7 +201,7 @@ def test_a_damaged_record_is_a_hash_more_and_no_fault(
     sizes = count_hashes(monkeypatch)
     read_policy_folder(installed)
     assert sizes == file_sizes(installed)
-    store.activate(1)
+    store.use(1)
     assert read_record(installed) == read_policy_folder(installed).verified
 
 

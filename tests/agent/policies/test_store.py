@@ -44,7 +44,7 @@ def test_an_empty_store_has_nothing_and_says_so(store: PolicyStore) -> None:
 def test_active_local_and_versions_are_resolved(store: PolicyStore) -> None:
     one, two = install_policy(store, 1), install_policy(store, 2)
     local = write_policy(store.folder / "local", version=0)
-    store.activate(1)
+    store.use(1)
     assert store.resolve("active") == one
     assert store.resolve(2) == store.resolve("2") == two
     assert store.resolve("local") == local
@@ -54,17 +54,17 @@ def test_active_local_and_versions_are_resolved(store: PolicyStore) -> None:
 def test_activating_again_keeps_the_way_back(store: PolicyStore) -> None:
     install_policy(store, 1)
     install_policy(store, 2)
-    store.activate(1)
-    store.activate(2)
-    store.activate(2)
+    store.use(1)
+    store.use(2)
+    store.use(2)
     assert (store.active(), previous(store)) == ("2", "1")
 
 
 def test_rolling_back_goes_one_step_and_not_in_circles(store: PolicyStore) -> None:
     install_policy(store, 1)
     install_policy(store, 2)
-    store.activate(1)
-    store.activate(2)
+    store.use(1)
+    store.use(2)
     assert store.roll_back() == "1"
     assert store.resolve("active") == store.folder / "1"
     with pytest.raises(NoSuchPolicy, match="nothing to roll back to"):
@@ -75,7 +75,7 @@ def test_rolling_back_goes_one_step_and_not_in_circles(store: PolicyStore) -> No
 def test_a_name_never_leads_out_of_the_folder(store: PolicyStore, name: str) -> None:
     install_policy(store, 1)
     with pytest.raises(NoSuchPolicy):
-        store.activate(name)
+        store.use(name)
 
 
 def test_a_wrong_digest_is_not_installed(store: PolicyStore) -> None:
@@ -119,12 +119,12 @@ def test_a_policy_damaged_on_disk_is_neither_activated_nor_rolled_back_to(
 ) -> None:
     for version in (1, 2):
         install_policy(store, version)
-        store.activate(version)
+        store.use(version)
     change_manifest(store.folder / "1", files={})
     with pytest.raises(PolicyRefused, match=r"has no policy\.onnx"):
         store.roll_back()
     with pytest.raises(PolicyRefused):
-        store.activate(1)
+        store.use(1)
     assert store.active() == "2"
 
 
@@ -142,8 +142,8 @@ def test_pruning_keeps_the_newest_the_active_the_previous_and_the_local(
     for version in range(1, 7):
         install_policy(store, version)
     write_policy(store.folder / "local", version=0)
-    store.activate(1)
-    store.activate(3)
+    store.use(1)
+    store.use(3)
     assert store.prune(keep=2) == ["2", "4"]
     assert store.versions() == [1, 3, 5, 6]
     assert store.resolve("local").is_dir()
@@ -184,7 +184,7 @@ def killer() -> Iterator[Killer]:
         process.stdin.close()
 
 
-@pytest.mark.parametrize("operation", ["install", "activate", "roll_back", "prune"])
+@pytest.mark.parametrize("operation", ["install", "use", "roll_back", "prune"])
 def test_killed_between_any_two_steps_the_store_is_the_old_one_or_the_new_one(
     tmp_path: Path, killer: Killer, operation: str
 ) -> None:
@@ -193,14 +193,14 @@ def test_killed_between_any_two_steps_the_store_is_the_old_one_or_the_new_one(
         store = PolicyStore(tmp_path / f"{operation}-{deaths}")
         for version in (1, 2, 4):
             install_policy(store, version)
-        store.activate(1)
+        store.use(1)
         if operation == "roll_back":
-            store.activate(2)
+            store.use(2)
         staged = beside(store)
         write_policy(staged, version=3)
-        argument = {"install": (str(staged),), "activate": (2,), "prune": (1,)}.get(operation, ())
+        argument = {"install": (str(staged),), "use": (2,), "prune": (1,)}.get(operation, ())
         before = (store.active(), previous(store))
-        after = {"activate": ("2", "1"), "roll_back": ("1", None)}.get(operation, before)
+        after = {"use": ("2", "1"), "roll_back": ("1", None)}.get(operation, before)
         killed = killer.killed_at(deaths + 1, store.folder, operation, *argument)
         # A process that starts afterwards finds a whole store, sweeps, and can do it again.
         fresh = PolicyStore(store.folder)
@@ -211,7 +211,7 @@ def test_killed_between_any_two_steps_the_store_is_the_old_one_or_the_new_one(
         fresh.sweep()
         assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]
         read_policy_folder(fresh.resolve("active"))
-        fresh.activate(1)
+        fresh.use(1)
         if not killed:
             break
         deaths += 1
@@ -221,13 +221,13 @@ def test_killed_between_any_two_steps_the_store_is_the_old_one_or_the_new_one(
 def test_a_reader_sees_the_old_choice_or_the_new_one_while_it_changes(store: PolicyStore) -> None:
     install_policy(store, 1)
     install_policy(store, 2)
-    store.activate(1)
+    store.use(1)
 
     def change() -> None:
         writer = PolicyStore(store.folder)
         for _ in range(50):
-            writer.activate(2)
-            writer.activate(1)
+            writer.use(2)
+            writer.use(1)
 
     thread = threading.Thread(target=change)
     thread.start()
