@@ -55,6 +55,10 @@ class BadManifest(PolicyError, ValueError):
     """A release manifest that does not fit its model or its digest."""
 
 
+class WrongManifest(BadManifest):
+    """Not the manifest that was announced: its digest is another."""
+
+
 class BadPolicyFolder(PolicyError, ValueError):
     """A policy's folder that is not whole: a file is missing, damaged or not what it should be."""
 

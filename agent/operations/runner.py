@@ -33,7 +33,8 @@ class OperationRunner:
                 log.exception("%s failed", operation.verb)
                 why = " ".join(str(error).split())
                 line = f"{operation.verb} failed: {type(error).__name__}: {why}"
-                await self._hold(line)
+                if operation.commands_control:
+                    await self._hold(line)
                 raise OperationFailed(f"{line}; see the agent's log") from error
 
     async def _hold(self, line: str) -> None:

@@ -161,6 +161,7 @@ OPERATIONS: tuple[Operation, ...] = (
         QUICK_S,
         policy_list,
         commands_control=False,
+        alone=False,
     ),
     Operation(
         "policy_use",

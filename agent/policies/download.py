@@ -24,7 +24,7 @@ import httpx
 
 from agent.policies.errors import DownloadDamaged, DownloadInterrupted, ReleaseRefused
 from host.files import stamp_of, sync_file, sync_folder, write_durable
-from policy.errors import BadManifest, BadPolicyFolder
+from policy.errors import BadManifest, BadPolicyFolder, WrongManifest
 from policy.release.folder import (
     VerifiedFile,
     hash_file,
@@ -171,14 +171,10 @@ def _manifest(source: _Source, digest: str) -> tuple[ReleaseManifest, bytes]:
                 raise ReleaseRefused(
                     f"release {version}: its manifest is over {MAX_MANIFEST_BYTES} bytes"
                 )
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        raise DownloadDamaged(
-            f"release {version}: the manifest has SHA-256 {found[:12]}…, announced was "
-            f"{digest[:12]}…; it was changed on the way or on the server"
-        )
     try:
-        manifest = parse_manifest(bytes(content))
+        manifest = parse_manifest(bytes(content), digest)
+    except WrongManifest as error:
+        raise DownloadDamaged(f"release {version}: {error}") from error
     except BadManifest as error:
         raise ReleaseRefused(f"release {version}: {error}") from error
     if manifest.version != version:

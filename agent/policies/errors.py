@@ -25,6 +25,10 @@ class StoreDamaged(StoreError, ValueError):
     """A file of the policy store is not what the store wrote."""
 
 
+class StoreUnusable(StoreError, OSError):
+    """The disk does not do its part."""
+
+
 class ReleaseRefused(StoreError, ValueError):
     """A release that must not be used: a wrong digest, or it failed its qualification."""
 

@@ -91,12 +91,12 @@ class ReleaseBook(BaseModel):
                 f"version {self.active} is pinned by the operator; "
                 "`armada policy use newest` follows the releases again"
             )
-        newest = self._newest()
-        if version <= newest and not (record is not None and record.state.arriving):
-            return (
-                Answer.LEAVE,
-                f"release {version} is not newer than {newest}; versions only go up",
-            )
+        known = self.releases.values()
+        newest = max([self.floor, *(each.version for each in known if each.state.on_trial)])
+        coming = max((each.version for each in known if each.state.arriving), default=0)
+        if version <= newest or version < coming:
+            why = f"release {version} is not newer than {max(newest, coming)}"
+            return Answer.LEAVE, f"{why}; versions only go up"
         return Answer.TAKE, ""
 
     def offer(self, digest: str, version: int) -> tuple[Answer, str]:
@@ -216,11 +216,6 @@ class ReleaseBook(BaseModel):
         self.active, self.previous = name, self.active
         if name.isdigit():
             self.floor = max(self.floor, int(name))
-
-    def _newest(self) -> int:
-        standing = [r.version for r in self.releases.values() if r.state.on_trial]
-        standing += [r.version for r in self.releases.values() if r.state.arriving]
-        return max([self.floor, *standing])
 
     def _forget(self) -> None:
         """Keep the book bounded; what is forgotten is barred by its version."""

@@ -26,7 +26,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from agent.policies.errors import NoSuchPolicy, PolicyDamaged, PolicyRefused, StoreDamaged
+from agent.policies.errors import (
+    NoSuchPolicy,
+    PolicyDamaged,
+    PolicyRefused,
+    StoreDamaged,
+    StoreUnusable,
+)
 from agent.policies.release_book import ReleaseBook
 from host.complaints import first_complaint
 from host.files import FileStamp, file_stamp, sync_folder, sync_tree, write_durable
@@ -111,15 +117,21 @@ class PolicyStore:
         """Change the book, alone among all processes; it is durable when this ends.
 
         Nothing is written when nothing changed, or when the body raises. Raises StoreDamaged,
-        OSError.
+        StoreUnusable.
         """
-        with self._alone():
-            book = self.book()
-            before = book.model_dump_json()
-            yield book
-            after = book.model_dump_json()
-            if after != before:
-                write_durable(self.folder / _ACTIVE_FILE, after.encode())
+        try:
+            with self._alone():
+                book = self.book()
+                before = book.model_dump_json()
+                yield book
+                after = book.model_dump_json()
+                if after != before:
+                    write_durable(self.folder / _ACTIVE_FILE, after.encode())
+        except OSError as error:
+            where = error.filename or self.folder
+            raise StoreUnusable(
+                f"the policies in {self.folder} cannot be kept: {where}: {error.strerror}"
+            ) from error
 
     def use(self, version: int | str) -> Path:
         """Make an installed policy the active one, from the next episode on, and pin it.

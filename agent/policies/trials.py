@@ -24,7 +24,7 @@ BY_OPERATOR = "the operator's word"
 
 
 class PolicyTrials:
-    """See the module. All methods raise StoreError or OSError where the disk does not do its part."""
+    """See the module. All raise StoreError or OSError where the disk does not do its part."""
 
     def __init__(self, store: PolicyStore, rules: TrialConfig) -> None:
         self._store = store
@@ -55,7 +55,7 @@ class PolicyTrials:
             if policy != ACTIVE or record.state is ReleaseState.SHADOW:
                 raise NoSuchPolicy(
                     f"version {folder.name} is on trial ({record.state.value}); arm `active` to "
-                    f"let it drive when it may, or `armada policy use {folder.name}` to trust it now"
+                    f"let it drive, or `armada policy use {folder.name}` to trust it now"
                 )
             self._armed = digest
             return PolicyToDrive(folder, self._rules.canary_limits)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from host.complaints import first_complaint
 from host.files import write_durable
 from policy.artefacts import SHA256_PATTERN
-from policy.errors import BadManifest
+from policy.errors import BadManifest, WrongManifest
 
 MANIFEST_NAME = "manifest.json"
 POLICY_NAME = "policy.onnx"
@@ -139,7 +139,7 @@ def parse_manifest(content: bytes, expected_digest: str | None = None) -> Releas
     if expected_digest is not None:
         found = sha256(content).hexdigest()
         if found != expected_digest:
-            raise BadManifest(
+            raise WrongManifest(
                 f"manifest has SHA-256 {found[:12]}…, the release notice says "
                 f"{expected_digest[:12]}…; it was changed on the way or on the server"
             )

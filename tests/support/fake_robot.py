@@ -46,6 +46,11 @@ class FakePolicies:
     def __init__(self, told: list[str]) -> None:
         self._told = told
         self.limits = 1.0
+        self.said = {
+            "policy_list": self.table(),
+            "policy_use": self.table(),
+            "policy_rollback": {"rolled_back_to": "6", **self.table()},
+        }
 
     def to_drive(self, policy: str) -> PolicyToDrive:
         if policy != "7":
@@ -68,7 +73,7 @@ class FakePolicies:
 
     def roll_back(self) -> dict[str, Any]:
         self._told.append("roll_back")
-        return {"rolled_back_to": "6", **self.table()}
+        return self.said["policy_rollback"]
 
 
 class FakeRobot:

@@ -37,6 +37,7 @@ def test_no_body_is_no_fields() -> None:
         "record_start",
         "rollout_beat",
         "rollout_start",
+        "policy_use",
     ]
 
 

@@ -140,7 +140,7 @@ def test_every_verb_and_path_is_there_once() -> None:
 
 
 def test_rows_that_share_a_command_agree_on_what_is_sent() -> None:
-    for row in OPERATIONS:
+    for row in (row for row in OPERATIONS if row.commands_control):
         assert control_commands()[row.command] is (row.sent or row.arguments)
 
 

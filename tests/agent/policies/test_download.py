@@ -248,7 +248,7 @@ def test_a_version_that_is_pruned_takes_nothing_from_those_that_share_its_files(
 ) -> None:
     install(site, 1, **FIRST)
     second = install(site, 2, **SECOND)
-    site.store.activate(2)
+    site.store.use(2)
     assert site.store.prune(1) == ["1"]
     read_policy_folder(second, hash_all=True)
     assert tensor(second, FROZEN).stat().st_nlink == 1

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from counted_hashes import count_hashes
 from release_site import ONNX, Site, notice
 from tiny_policy import tiny_spec, write_config, write_policy
 
-from agent.config import load_config
+from agent.config import TrialConfig, load_config
 from agent.inference.process import PolicyServer
 from agent.inference.wire import InferenceMessage
 from agent.policies import updater
 from agent.policies.compatibility import RobotSignature
 from agent.policies.qualification import Qualification, examine
+from agent.policies.release_book import ReleaseRecord
+from agent.policies.release_states import ReleaseState
 from agent.policies.updater import PolicyUpdater
 from policy.session import blank_observation
 
@@ -35,19 +38,46 @@ def verdict(ok: bool) -> Callable[[Path, Path | None], Qualification]:
     return lambda folder, config: Qualification(ok, 1, 0.0, 1.0, reasons)
 
 
+NO_TRIAL = TrialConfig(canary_episodes=0)
+
+
+@dataclass
+class Outcome:
+    """Where the release that was offered last came to rest."""
+
+    ok: bool
+    detail: str
+
+
 class Watched:
     """A worker, and what it came to."""
 
-    def __init__(self, site: Site) -> None:
-        self.worker = PolicyUpdater(site.bundle, site.store, site.downloads, None, lambda: None)
+    def __init__(self, site: Site, rules: TrialConfig = NO_TRIAL) -> None:
+        self.site = site
+        self.worker = PolicyUpdater(
+            site.bundle, site.store, site.downloads, rules, None, lambda: None
+        )
         self.worker.start()
 
-    def end(self, timeout_s: float = 20.0):
+    def record(self) -> ReleaseRecord | None:
+        return self.site.store.book().releases.get(self.site.notice.manifest_digest)
+
+    def until(self, state: ReleaseState, timeout_s: float = 20.0) -> ReleaseRecord:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            outcomes = self.worker.take_outcomes()
-            if outcomes:
-                return outcomes[0]
+            record = self.record()
+            if record is not None and record.state is state:
+                return record
+            time.sleep(0.02)
+        raise AssertionError(f"not {state}: {self.record()} {self.worker.error}")
+
+    def end(self, timeout_s: float = 20.0) -> Outcome:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            record = self.record()
+            # Nothing is wanted any more: the worker is done with it.
+            if record is not None and self.worker._wanted is None:
+                return Outcome(record.state is not ReleaseState.REFUSED, record.reason)
             time.sleep(0.02)
         raise AssertionError(f"no outcome: {self.worker.state} {self.worker.error}")
 
@@ -102,10 +132,111 @@ def test_a_release_with_a_wrong_digest_never_becomes_active(
     name = f"{hashlib.sha256(ONNX[1:]).hexdigest()}.bin"
     site.server.files[name] = ONNX[1:-1] + b"\0"
     watched.worker.offer(site.notice)
-    outcome = watched.end()
-    assert not outcome.ok and "SHA-256" in outcome.detail
+    while (watched.record() or ReleaseRecord(version=2)).reason == "":
+        time.sleep(0.02)
+    record = watched.until(ReleaseState.OFFERED)
+    assert "SHA-256" in record.reason and "it is fetched again" in record.reason
     assert site.store.active() == "1" and site.store.versions() == [1]
-    assert watched.worker.state == "refused"
+    assert not list(site.downloads.iterdir()), "what is damaged is not kept"
+
+
+def test_a_release_that_came_damaged_is_fetched_again_and_becomes_active(
+    site: Site, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updater, "qualify", verdict(True))
+    monkeypatch.setattr(updater, "damaged", lambda: updater.Pause(0.1, 0.1))
+    whole = site.server.files["policy.onnx"]
+    site.server.files["policy.onnx"] = whole[:-1] + b"\0"
+    watched.worker.offer(site.notice)
+    while "SHA-256" not in (watched.worker.error or ""):
+        time.sleep(0.02)
+    site.server.files["policy.onnx"] = whole
+    assert watched.end().ok and site.store.active() == "1"
+
+
+def test_an_installed_release_that_was_damaged_is_fetched_again_when_it_is_offered_again(
+    site: Site, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updater, "qualify", verdict(True))
+    watched.worker.offer(site.notice)
+    assert watched.end().ok
+    graph = site.store.folder / "1" / "policy.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    fresh = Watched(site)  # as after a restart
+    fresh.worker.offer(site.notice)
+    assert fresh.end().ok
+    fresh.worker.stop()
+    assert graph.read_bytes() == ONNX
+    assert (site.store.active(), watched.until(ReleaseState.ACTIVE).version) == ("1", 1)
+
+
+def test_an_older_release_that_is_offered_later_is_left(
+    site: Site, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updater, "qualify", verdict(True))
+    watched.worker.offer(site.publish(5))
+    assert watched.end().ok
+    watched.worker.offer(site.publish(4))
+    while watched.worker.state != "left":
+        time.sleep(0.02)
+    assert "release 4 is not newer than 5; versions only go up" in (watched.worker.error or "")
+    assert site.store.active() == "5" and site.store.versions() == [5]
+
+
+def test_a_busy_host_is_no_refusal_and_the_release_is_tried_again(
+    site: Site, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = [
+        Qualification(False, 1, 0.0, 900.0, ("a chunk takes 900 ms",), "load"),
+        Qualification(True, 1, 0.0, 1.0),
+    ]
+    seen: list[ReleaseState] = []
+
+    def qualify(folder: Path, config: Path | None) -> Qualification:
+        record = watched.record()
+        assert record is not None
+        seen.append(record.state)
+        return verdicts.pop(0)
+
+    monkeypatch.setattr(updater, "qualify", qualify)
+    monkeypatch.setattr(updater, "busy", lambda: updater.Pause(0.5, 0.5))
+    watched.worker.offer(site.notice)
+    waiting = watched.until(ReleaseState.WAITING_FOR_IDLE)
+    assert "a chunk takes 900 ms; tried again when the robot is idle" in waiting.reason
+    fetched = len(site.server.requests)
+    assert watched.end().ok and site.store.active() == "1"
+    assert seen == [ReleaseState.QUALIFYING] * 2
+    assert len(site.server.requests) == fetched, "what is here is not fetched again"
+
+
+def test_a_robot_in_use_tries_no_release_out_until_it_is_idle(
+    site: Site, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updater, "qualify", verdict(True))
+    watched.worker.set_idle(False)
+    watched.worker.offer(site.notice)
+    assert watched.until(ReleaseState.WAITING_FOR_IDLE).reason == "the robot is in use"
+    watched.worker.set_idle(True)
+    assert watched.end().ok and site.store.active() == "1"
+
+
+def test_a_pinned_policy_holds_releases_until_the_pin_is_lifted(
+    site: Site, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updater, "qualify", verdict(True))
+    monkeypatch.setattr(updater, "LOOK_S", 0.1)
+    watched.worker.offer(site.notice)
+    assert watched.end().ok
+    site.store.use(1)
+    watched.worker.offer(site.publish(2))
+    while watched.worker.state != "held":
+        time.sleep(0.02)
+    assert "version 1 is pinned by the operator" in (watched.worker.error or "")
+    assert site.store.versions() == [1]
+    with site.store.change() as book:
+        book.follow()
+    watched.until(ReleaseState.ACTIVE)
+    assert site.store.active() == "2"
 
 
 def test_a_release_that_fails_its_trial_never_becomes_active(
@@ -129,11 +260,11 @@ def test_a_server_that_is_away_is_waited_for(
     site: Site, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(updater, "qualify", verdict(True))
-    monkeypatch.setattr(updater, "FIRST_BACKOFF_S", 0.05)
+    monkeypatch.setattr(updater, "away", lambda: updater.Pause(0.05, 0.05))
     files, site.server.files = site.server.files, {}
     watched.worker.offer(site.notice)
     deadline = time.monotonic() + 10
-    while watched.worker.state != "waiting" and time.monotonic() < deadline:
+    while not watched.worker.error and time.monotonic() < deadline:
         time.sleep(0.02)
     assert "404" in (watched.worker.error or "")
     site.server.files = files
@@ -146,7 +277,8 @@ def test_a_newer_notice_replaces_one_that_cannot_be_had(
 ) -> None:
     monkeypatch.setattr(updater, "qualify", verdict(True))
     watched.worker.offer(notice(7, "ee" * 32))
-    assert "SHA-256" in watched.end().detail
+    while "SHA-256" not in (watched.worker.error or ""):
+        time.sleep(0.02)
     watched.worker.offer(site.publish(8))
     assert watched.end().ok
     assert site.store.active() == "8"
@@ -161,7 +293,7 @@ def test_a_worker_that_dies_says_so_in_its_error(
     monkeypatch.setattr(updater, "qualify", bug)
     watched.worker.offer(site.notice)
     deadline = time.monotonic() + 10.0
-    while watched.worker.state != "refused":
+    while watched.worker.state != "died":
         assert time.monotonic() < deadline, watched.worker.state
         time.sleep(0.02)
     assert watched.worker.error == "thread releases died: TypeError: a bug"

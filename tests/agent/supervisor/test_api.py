@@ -74,6 +74,9 @@ PATHS = [
     "/v1/rollout/failure",
     "/v1/rollout/stop",
     "/v1/rollout/disarm",
+    "/v1/policy/list",
+    "/v1/policy/use",
+    "/v1/policy/rollback",
     "/v1/park",
     "/v1/estop",
     "/v1/reset",
@@ -92,7 +95,8 @@ def test_every_path_takes_a_right_request(robot: FakeRobot, row: Any) -> None:
     robot.answer(row.command, extra=5)
     response = post(robot, row.path, json=FIELDS.get(row.verb, {}))
     assert response.status_code == 200
-    assert response.json() == {"ok": True, "state": robot.state.value, "extra": 5}
+    said = {"extra": 5} if row.commands_control else robot.policies.said[row.verb]
+    assert response.json() == {"ok": True, "state": robot.state.value, **said}
 
 
 @pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.verb)

@@ -365,7 +365,7 @@ def test_a_policy_that_is_not_there_is_named_and_a_damaged_store_is_no_crash(
 ) -> None:
     async def scene(supervisor: Supervisor) -> None:
         with pytest.raises(NoSuchPolicy, match="no policy '8'"):
-            supervisor.policy_folder("8")
+            supervisor.policies.to_drive("8")
         supervisor.config.policies_dir.mkdir()
         (supervisor.config.policies_dir / "active.json").write_text("{")
         assert supervisor.status()["policy"] is None
