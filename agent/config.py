@@ -324,6 +324,11 @@ class AgentConfig(Settings):
         """The socket between the control loop and the inference process."""
         return self.run_dir / "inference.sock"
 
+    @property
+    def shadow_socket(self) -> Path:
+        """The socket between the control loop and the policy that only predicts."""
+        return self.run_dir / "shadow.sock"
+
 
 def load_config(path: Path | str) -> AgentConfig:
     """Read and check the agent's TOML file and what the environment adds; see host.settings.

@@ -85,6 +85,7 @@ class PolicySource:
         self._episode: _Ready | None = None
         self._fault: str | None = None
         self._trouble: str | None = None
+        self.blind = False  # the last observation lacked something that the policy needs
         self._asked_s: dict[int, float] = {}
         self._latencies_s: list[float] = []
 
@@ -146,6 +147,7 @@ class PolicySource:
             self._episode = None if self._loading else self._ready
         self._fault = None
         self._trouble = None
+        self.blind = False
         self._asked_s.clear()
         self._latencies_s.clear()
         if self._episode is None:
@@ -182,7 +184,7 @@ class PolicySource:
         return {
             "policy": None if ready is None else ready.loaded.name,
             "connected": self._channel.connected,
-            "fault": self._fault,
+            "fault": None if self.blind else self._fault,
             "asked": 0 if counts is None else counts.asked,
             "joined": 0 if counts is None else counts.joined,
             "dropped": 0 if counts is None else counts.dropped,
@@ -249,6 +251,7 @@ class PolicySource:
         if not self._channel.connected or not episode.scheduler.due(observation.tick):
             return
         inputs = self._inputs(episode, observation)
+        self.blind = inputs is None
         if inputs is None:
             return
         request = episode.scheduler.ask(observation.tick)

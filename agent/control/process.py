@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ from agent.control.commands import Commands
 from agent.control.loop import Tick
 from agent.control.policy_source import PolicySource
 from agent.control.recorded_tick import record_tick
+from agent.control.shadow import Shadow
 from agent.errors import AgentError, LinkClosed
 from agent.inference.channel import PolicyChannel
 from agent.recording.session import RecordingSession
@@ -59,6 +60,11 @@ class ControlProcess:
             config.inference_socket, config.control.realtime_priority, self._crashed
         )
         self._policy = PolicySource.from_config(config, self._channel)
+        self._shadow_channel = PolicyChannel(config.shadow_socket, 0, self._crashed)
+        self._shadow = Shadow(
+            PolicySource.from_config(config, self._shadow_channel), config.control.fps
+        )
+        self._casting: Future[None] | None = None
         self._recording = RecordingSession(
             config, lambda: self._controller.pacer.missed, on_crash=self._crashed
         )
@@ -66,7 +72,7 @@ class ControlProcess:
             config,
             Arms(config, time.monotonic),
             Cameras(config),
-            {"recording": self._record, "rollout": self._count},
+            {"recording": self._record, "rollout": self._count, "shadow": self._compare},
             self._on_event,
         )
         self._commands = Commands(config, self._controller, self._recording, self._policy)
@@ -78,6 +84,7 @@ class ControlProcess:
         for path in self._recording.recovered:
             log.warning("an unfinished episode is kept aside: %s", path)
         self._channel.open()
+        self._shadow_channel.open()
         self._controller.cameras.open()
         threads = [
             spawn("link-in", self._listen, self._crashed),
@@ -90,6 +97,7 @@ class ControlProcess:
         self._recording.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._channel.close()
+        self._shadow_channel.close()
         self._outbox.put(None)
         for thread in threads:
             thread.join(1.0)
@@ -111,6 +119,12 @@ class ControlProcess:
 
     def _count(self, tick: Tick) -> None:
         self._commands.tick(clamped=tick.clamped)
+
+    def _compare(self, tick: Tick) -> None:
+        if self._controller.phase.purpose in (None, "park"):
+            self._shadow.pause()
+        else:
+            self._shadow.tick(tick)
 
     def _on_event(self, name: str, reason: str | None) -> None:
         self._commands.motion_ended(name, reason)
@@ -136,6 +150,8 @@ class ControlProcess:
                 return
             if message is not None and message["kind"] == "command":
                 self._submit(message)
+            elif message is not None and message["kind"] == "state":
+                self._cast_shadow(message.get("shadow"))
             now_s = time.monotonic()
             if now_s >= beat_due_s and self._controller.beats != beats:
                 beats = self._controller.beats
@@ -144,6 +160,14 @@ class ControlProcess:
             if now_s >= status_due_s:
                 status_due_s = now_s + STATUS_PERIOD_S
                 self._outbox.put(("status", self.status()))
+
+    def _cast_shadow(self, folder: str | None) -> None:
+        """The supervisor tells which policy is to predict now, again and again."""
+        wanted = None if folder is None else Path(folder)
+        if self._casting is not None and not self._casting.done():
+            return
+        want = partial(self._shadow.want, wanted, self._config.rollout.load_timeout_s)
+        self._casting = self._workers.submit(guarded("loading the shadow", want, self._crashed))
 
     def _speak(self) -> None:
         while True:
@@ -215,6 +239,7 @@ class ControlProcess:
             "bus": self._bus_stats(),
             "recording": self._recording.status(),
             "rollout": self._commands.rollout_status(),
+            "shadow": self._shadow.status(),
         }
 
     def _bus_stats(self) -> dict[str, dict[str, int]]:

@@ -165,12 +165,17 @@ def _continuing(policy: OnnxPolicy, frame: InferenceMessage) -> dict[str, Array]
 
 def serve(config: AgentConfig, _path: Path, link: ChildLink) -> None:
     """Serve until the supervisor is gone. Raises LinkClosed."""
+    serve_at(config.inference_socket, config, link)
+
+
+def serve_at(socket: Path, config: AgentConfig, link: ChildLink) -> None:
+    """Serve whoever listens at `socket`. Raises LinkClosed."""
     server = PolicyServer(RobotSignature.of(config), config.rollout.threads)
     complained = False
     while True:
         link.heartbeat()
         try:
-            end = InferenceEnd(config.inference_socket)
+            end = InferenceEnd(socket)
         except ControlGone as error:
             if not complained:
                 log.warning("%s; trying again", error)

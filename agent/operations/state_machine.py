@@ -105,11 +105,20 @@ class Permissions:
     always: bool
     idle: bool
     rollout_armed: bool
+    shadow: bool = False
 
 
-def permissions(state: State) -> Permissions:
-    """Training and ingest are for idle alone; inference for an armed rollout."""
-    return Permissions(always=True, idle=state is State.IDLE, rollout_armed=state is State.ROLLOUT)
+def permissions(state: State, *, shadow: bool = False) -> Permissions:
+    """Training and ingest are for idle alone; inference for an armed rollout.
+
+    A policy in its shadow (`shadow`: there is one) predicts whenever somebody commands the arm.
+    """
+    return Permissions(
+        always=True,
+        idle=state is State.IDLE,
+        rollout_armed=state is State.ROLLOUT,
+        shadow=shadow and state in (State.TELEOP, State.ROLLOUT),
+    )
 
 
 class Machine:
@@ -117,11 +126,12 @@ class Machine:
 
     def __init__(self) -> None:
         self.state = State.IDLE
+        self.shadow = False  # a policy is on trial as a shadow
 
     @property
     def permissions(self) -> Permissions:
         """What the present state permits."""
-        return permissions(self.state)
+        return permissions(self.state, shadow=self.shadow)
 
     def handle(self, event: Event) -> bool:
         """Apply `event`; True if the state changed. Raises Refused."""

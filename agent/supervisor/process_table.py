@@ -30,6 +30,11 @@ def rollout_armed(permissions: Permissions) -> bool:
     return permissions.rollout_armed
 
 
+def shadowing(permissions: Permissions) -> bool:
+    """Somebody commands the arm while a policy is in its shadow."""
+    return permissions.shadow
+
+
 def never(permissions: Permissions) -> bool:
     """Not configured."""
     return False
@@ -76,6 +81,14 @@ def process_table(config: AgentConfig) -> tuple[ProcessRow, ...]:
             name="inference",
             module="agent.inference.process",
             runs=rollout_armed,
+            silence_s=30.0,
+            stop_grace_s=1.0,
+        ),
+        ProcessRow(
+            name="shadow",
+            module="agent.inference.shadow",
+            runs=shadowing,
+            nice=5,  # the policy that drives comes first
             silence_s=30.0,
             stop_grace_s=1.0,
         ),

@@ -25,6 +25,7 @@ from agent.policies.errors import StoreDamaged, StoreError
 from agent.policies.store import PolicyStore
 from agent.policies.trials import PolicyTrials
 from agent.supervisor.process_table import process_table
+from host.files import FileStamp
 from host.memory import MemoryReserve, available_bytes
 from host.notify import Notifier
 
@@ -55,6 +56,9 @@ class Supervisor:
         self.session = str(uuid.uuid4())
         self._store = PolicyStore(config.policies_dir)
         self.policies = PolicyTrials(self._store, config.trial)
+        self._book_stamp: FileStamp | None = None
+        self._shadow: Path | None = None
+        self._shadow_report = 0
         self._clock = clock
         self._available = available  # bytes of memory that the host has left
         self._reserve = MemoryReserve(config.training.give_back_below_mb << 20)
@@ -198,6 +202,7 @@ class Supervisor:
         if now_s >= self._memory_due_s:
             self._memory_due_s = now_s + MEMORY_PERIOD_S
             self._watch_memory()
+        self._look_for_shadow()
         self._want()
         if now_s >= self._broadcast_due_s or self._state_message() != self._last_broadcast:
             self._broadcast()
@@ -271,6 +276,7 @@ class Supervisor:
                 self._statuses[name] = message
                 if name == "control":
                     self._heard_rollout(before.get("rollout", {}), message.get("rollout", {}))
+                    self._heard_shadow(message.get("shadow", {}))
             elif kind == "event":
                 self._heard_event(name, message)
             elif kind == "reply" and name == "control":
@@ -284,6 +290,28 @@ class Supervisor:
         """The control process tells of every episode while it runs, and then how it ended."""
         if before.get("running") and not now.get("running"):
             self._on_trial(lambda: self.policies.drive_ended(now))
+
+    def _heard_shadow(self, report: dict[str, Any]) -> None:
+        """What a policy in its shadow came to; each report once."""
+        number = int(report.get("number", 0))
+        if number and number != self._shadow_report:
+            seen = self.policies.shadow_seen
+            self._on_trial(lambda: seen(str(report.get("policy")), report))
+        self._shadow_report = number
+
+    def _look_for_shadow(self) -> None:
+        """Which policy is to predict beside whoever commands, when the book has changed."""
+        stamp = self._store.stamp()
+        if stamp == self._book_stamp:
+            return
+        self._book_stamp = stamp
+        try:
+            name = self.policies.shadow()
+        except StoreError as error:
+            log.warning("%s", error)
+            name = None
+        self._shadow = None if name is None else self._store.folder / name
+        self._machine.shadow = name is not None
 
     def _on_trial(self, settle: Callable[[], None]) -> None:
         """A disk that does not do its part is told, and the trial's marker stays."""
@@ -319,6 +347,7 @@ class Supervisor:
             if not future.done():
                 future.set_exception(ProcessUnavailable(reason))
         self._on_trial(lambda: self.policies.control_died(reason))
+        self._shadow_report = 0
         if self.state is not State.IDLE and self._fault is None:
             self._fault = f"{reason}; it is started again; `armada reset` parks the arm"
         self.event(Event.CONTROL_DIED)
@@ -348,6 +377,7 @@ class Supervisor:
             "episodes": int(recording.get("episodes", 0)),
             "frames": int(recording.get("frames", 0)),
             "policy": self._active_policy(),
+            "shadow": str(self._shadow) if self._machine.permissions.shadow else None,
             "faults": self._faults(),
         }
 
