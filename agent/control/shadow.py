@@ -70,6 +70,7 @@ class Shadow:
                 self._loaded = None
             if folder is not None:
                 loaded = self._source.load(folder, timeout_s)
+                self._ticks, self._sum = 0, 0.0
                 self._loaded = folder
                 log.info("policy %s predicts as a shadow", loaded.name)
         except EpisodeRunning:

@@ -19,10 +19,11 @@ RAN_ITS_TIME = "ran its time"  # the outcome of an episode that nothing cut shor
 
 @dataclass(frozen=True)
 class PolicyToDrive:
-    """A policy's folder, and the share of the arm's limits that it gets."""
+    """A policy's folder, the share of the arm's limits that it gets, and which release it is."""
 
     folder: Path
     limits: float = 1.0
+    digest: str | None = None  # of its manifest; None for what is no release
 
 
 class Policies(Protocol):
@@ -30,6 +31,9 @@ class Policies(Protocol):
 
     def to_drive(self, policy: str) -> PolicyToDrive:
         """What a name means for the next episode. Raises AgentError with one line."""
+
+    def armed(self, policy: PolicyToDrive) -> None:
+        """The control process has loaded it, or may have."""
 
     def drive_begins(self) -> None:
         """Durable before the policy that is armed gets the arm. Raises AgentError, OSError."""

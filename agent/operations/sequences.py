@@ -75,17 +75,21 @@ async def arm_rollout(operation: Operation, robot: Robot, arguments: RolloutArm)
     _enter(operation, robot)
     timeout_s = operation.timeout_s + robot.config.rollout.load_timeout_s
     try:
-        return await robot.command(
+        reply = await robot.command(
             operation.command,
             timeout_s,
             folder=str(chosen.folder),
             policy=arguments.policy,
             limits=chosen.limits,
         )
-    except Refused:
+    except Refused as error:
+        if isinstance(error, ProcessUnavailable):
+            robot.policies.armed(chosen)  # it may have been loaded all the same
         if not rearm:
             robot.event(Event.NOT_STARTED)
         raise
+    robot.policies.armed(chosen)
+    return reply
 
 
 async def start_rollout(operation: Operation, robot: Robot, arguments: Arguments) -> Reply:

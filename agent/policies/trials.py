@@ -29,7 +29,7 @@ class PolicyTrials:
     def __init__(self, store: PolicyStore, rules: TrialConfig) -> None:
         self._store = store
         self._rules = rules
-        self._armed: str | None = None  # digest of the canary that the control process has loaded
+        self._armed: PolicyToDrive | None = None  # what the control process has loaded
 
     def agent_started(self) -> None:
         """The daemon comes up: a canary that had the arm when the last one went down is blamed."""
@@ -43,33 +43,44 @@ class PolicyTrials:
             log.error("policy %d is rolled back: %s", *_said(book, digest))
 
     def to_drive(self, policy: str) -> PolicyToDrive:
-        """What `policy` means now, with its limits; a canary is armed by `active` alone.
+        """What `policy` means now, with its limits; a version on trial is armed by `active` alone.
 
         Raises NoSuchPolicy.
         """
         folder = self._store.resolve(policy)
-        trial = self._store.book().on_trial()
-        self._armed = None
-        if trial is not None and str(trial[1].version) == folder.name:
-            digest, record = trial
-            if policy != ACTIVE or record.state is ReleaseState.SHADOW:
-                raise NoSuchPolicy(
-                    f"version {folder.name} is on trial ({record.state.value}); arm `active` to "
-                    f"let it drive, or `armada policy use {folder.name}` to trust it now"
-                )
-            self._armed = digest
-            return PolicyToDrive(folder, self._rules.canary_limits)
-        return PolicyToDrive(folder)
+        row = self._store.book().of_version(folder.name)
+        if row is None:
+            return PolicyToDrive(folder)
+        digest, record = row
+        if record.state.on_trial and (policy != ACTIVE or record.state is ReleaseState.SHADOW):
+            raise NoSuchPolicy(
+                f"version {folder.name} is on trial ({record.state.value}); arm `active` to "
+                f"let it drive, or `armada policy use {folder.name}` to trust it now"
+            )
+        limits = self._rules.canary_limits if record.state.on_trial else 1.0
+        return PolicyToDrive(folder, limits, digest)
+
+    def armed(self, policy: PolicyToDrive) -> None:
+        """The control process has loaded it."""
+        self._armed = policy
 
     def drive_begins(self) -> None:
-        """Write the trial marker, if what is armed is a canary."""
-        if self._armed is None:
+        """Write the trial marker, if what is armed is a canary.
+
+        Raises NoSuchPolicy when it may not drive any more.
+        """
+        if self._armed is None or self._armed.digest is None:
             return
         with self._store.change() as book:
-            state = book.advance(self._armed, ReleaseEvent.DRIVE, "it has the arm")
-        if state is not ReleaseState.DRIVING:
-            self._armed = None
-            raise NoSuchPolicy("the canary's trial is over; arm `active` again")
+            record = book.releases.get(self._armed.digest)
+            if record is None:
+                return
+            if not (record.state.trusted or record.state is ReleaseState.CANARY):
+                raise NoSuchPolicy(
+                    f"version {record.version} is {record.state.value} ({record.reason}); "
+                    "arm `active` again"
+                )
+            book.advance(self._armed.digest, ReleaseEvent.DRIVE, "it has the arm")
 
     def drive_called_off(self) -> None:
         """The episode did not begin: nothing is learned."""
@@ -169,18 +180,18 @@ class PolicyTrials:
         }
 
     def _settle(self, event: ReleaseEvent, reason: str) -> None:
-        if self._armed is None:
+        """How an episode of what is armed ended; it says nothing of one that is no canary."""
+        if self._armed is None or self._armed.digest is None:
             return
+        digest = self._armed.digest
         with self._store.change() as book:
+            record = book.releases.get(digest)
+            if record is None or record.state is not ReleaseState.DRIVING:
+                return
             if event is ReleaseEvent.EPISODE_PASSED:
-                book.episode_passed(self._armed, self._rules)
-            else:
-                book.advance(self._armed, event, reason)
-            state = book.releases[self._armed].state if self._armed in book.releases else None
-        if state is ReleaseState.ROLLED_BACK:
-            log.error("policy %d is rolled back: %s", *_said(book, self._armed))
-        if state is not ReleaseState.CANARY:
-            self._armed = None
+                book.episode_passed(digest, self._rules)
+            elif book.advance(digest, event, reason) is ReleaseState.ROLLED_BACK:
+                log.error("policy %d is rolled back: %s", record.version, record.reason)
 
 
 def judge_episode(episode: Mapping[str, Any], rules: TrialConfig) -> tuple[ReleaseEvent, str]:

@@ -57,6 +57,9 @@ class FakePolicies:
             raise NoSuchPolicy(f"no policy {policy!r}")
         return PolicyToDrive(Path("policies") / policy, self.limits)
 
+    def armed(self, policy: PolicyToDrive) -> None:
+        self._told.append(f"armed {policy.folder.name}")
+
     def drive_begins(self) -> None:
         self._told.append("drive_begins")
 

@@ -34,8 +34,8 @@ DONE: dict[str, dict[State, tuple[list[str], State]]] = {
     "record_finish": {state: (["control:record_finish(success=None)"], state) for state in State},
     "record_discard": {state: (["control:record_discard()"], state) for state in State},
     "rollout_arm": {
-        IDLE: (["rollout_arm", LOAD], ROLLOUT),
-        ROLLOUT: (["rollout_arm", LOAD], ROLLOUT),
+        IDLE: (["rollout_arm", LOAD, "armed 7"], ROLLOUT),
+        ROLLOUT: (["rollout_arm", LOAD, "armed 7"], ROLLOUT),
     },
     "rollout_beat": {ROLLOUT: ([BEAT], ROLLOUT)},
     "rollout_start": {ROLLOUT: (["drive_begins", START], ROLLOUT)},
