@@ -25,7 +25,7 @@ NEWER = "a newer release came"
 _S, _E = ReleaseState, ReleaseEvent
 
 
-class Answer(Enum):
+class OfferAnswer(Enum):
     """What to do with an offer."""
 
     TAKE = "take"
@@ -34,7 +34,7 @@ class Answer(Enum):
     LEAVE = "leave"  # barred, or older
 
 
-class ReleaseRecord(BaseModel):
+class RobotRelease(BaseModel):
     """One release. `difference` is the shadow's mean, in joint units, from what was commanded."""
 
     model_config = ConfigDict(extra="forbid")
@@ -56,15 +56,15 @@ class ReleaseBook(BaseModel):
     previous: str | None
     pinned: bool = False
     floor: Annotated[int, Field(ge=0)] = 0
-    releases: Annotated[dict[Digest, ReleaseRecord], Field(max_length=MAX_RELEASES)] = {}
+    releases: Annotated[dict[Digest, RobotRelease], Field(max_length=MAX_RELEASES)] = {}
 
     # What is.
 
-    def on_trial(self) -> tuple[str, ReleaseRecord] | None:
+    def on_trial(self) -> tuple[str, RobotRelease] | None:
         """Digest and record of the release that is on trial, if one is."""
         return next(((d, r) for d, r in self.releases.items() if r.state.on_trial), None)
 
-    def of_version(self, name: str) -> tuple[str, ReleaseRecord] | None:
+    def of_version(self, name: str) -> tuple[str, RobotRelease] | None:
         """The release that is installed under this name, or was."""
         found = [(d, r) for d, r in self.releases.items() if str(r.version) == name]
         kept = [row for row in found if row[1].state is not _S.REFUSED] or found
@@ -79,15 +79,15 @@ class ReleaseBook(BaseModel):
 
     # What arrives.
 
-    def answer(self, digest: str, version: int) -> tuple[Answer, str]:
+    def answer(self, digest: str, version: int) -> tuple[OfferAnswer, str]:
         """What to do with an offer, and why. Changes nothing."""
         record = self.releases.get(digest)
         if record is not None and record.state.barred:
-            return Answer.LEAVE, f"{record.state.value} before: {record.reason}"
+            return OfferAnswer.LEAVE, f"{record.state.value} before: {record.reason}"
         if record is not None and (record.state.on_trial or record.state.trusted):
-            return Answer.HERE, ""
+            return OfferAnswer.HERE, ""
         if self.pinned:
-            return Answer.HOLD, (
+            return OfferAnswer.HOLD, (
                 f"version {self.active} is pinned by the operator; "
                 "`armada policy use newest` follows the releases again"
             )
@@ -96,19 +96,19 @@ class ReleaseBook(BaseModel):
         coming = max((each.version for each in known if each.state.arriving), default=0)
         if version <= newest or version < coming:
             why = f"release {version} is not newer than {max(newest, coming)}"
-            return Answer.LEAVE, f"{why}; versions only go up"
-        return Answer.TAKE, ""
+            return OfferAnswer.LEAVE, f"{why}; versions only go up"
+        return OfferAnswer.TAKE, ""
 
-    def offer(self, digest: str, version: int) -> tuple[Answer, str]:
+    def offer(self, digest: str, version: int) -> tuple[OfferAnswer, str]:
         """Take note of an offer. What was on its way and is not this one is set aside."""
         answer, why = self.answer(digest, version)
-        if answer is Answer.TAKE:
+        if answer is OfferAnswer.TAKE:
             for other, record in self.releases.items():
                 if other != digest:
                     _advance(
                         record, _E.OVERTAKEN, "a newer release came", only=record.state.arriving
                     )
-            record = self.releases.setdefault(digest, ReleaseRecord(version=version))
+            record = self.releases.setdefault(digest, RobotRelease(version=version))
             _advance(record, _E.OFFER_AGAIN)
             self._forget()
         return answer, why
@@ -227,7 +227,7 @@ class ReleaseBook(BaseModel):
 
 
 def _advance(
-    record: ReleaseRecord, event: ReleaseEvent, reason: str = "", *, only: bool = True
+    record: RobotRelease, event: ReleaseEvent, reason: str = "", *, only: bool = True
 ) -> None:
     state = next_state(record.state, event)
     if only and state is not record.state:

@@ -26,7 +26,7 @@ from agent.policies.errors import (
     StoreDamaged,
 )
 from agent.policies.qualification import Qualification, qualify
-from agent.policies.release_book import Answer
+from agent.policies.release_book import OfferAnswer
 from agent.policies.release_states import ReleaseEvent, ReleaseState
 from agent.policies.store import PolicyStore
 from host.threads import spawn
@@ -169,18 +169,18 @@ class PolicyUpdater:
         with self._store.change() as book:
             answer, why = book.offer(notice.manifest_digest, notice.version)
         match answer:
-            case Answer.LEAVE:
+            case OfferAnswer.LEAVE:
                 log.info("release %d is left: %s", notice.version, why)
                 self.state, self.error = "left", why
                 return None
-            case Answer.HOLD:
+            case OfferAnswer.HOLD:
                 self.state, self.error = "held", why
                 return LOOK_S
-            case Answer.HERE if self._installed(notice):
+            case OfferAnswer.HERE if self._installed(notice):
                 self.state, self.error = "installed", None
                 return None
         try:
-            if answer is Answer.TAKE:
+            if answer is OfferAnswer.TAKE:
                 return self._take(notice)
             self._mend(notice)
             return None

@@ -22,7 +22,7 @@ from agent.config import TrialConfig
 from agent.policies import updater
 from agent.policies.errors import NoSuchPolicy
 from agent.policies.qualification import Qualification
-from agent.policies.release_book import Answer, ReleaseRecord
+from agent.policies.release_book import OfferAnswer, RobotRelease
 from agent.policies.release_states import ReleaseEvent, ReleaseState
 from agent.policies.store import PolicyStore
 from agent.policies.trials import PolicyTrials, judge_episode
@@ -68,7 +68,7 @@ class Robot:
         assert (fresh.active() == "1") or state in (S.ACTIVE, S.RETIRED)
 
     @property
-    def record(self) -> ReleaseRecord:
+    def record(self) -> RobotRelease:
         return self.store.book().releases[self.site.notice.manifest_digest]
 
     def fetch(self, rules: TrialConfig = RULES) -> None:
@@ -305,9 +305,7 @@ def test_error_in_canary(robot: Robot) -> None:
     with pytest.raises(NoSuchPolicy, match="is on trial"):
         trials.to_drive("2")  # past the limits by its name
     assert trials.roll_back()["rolled_back_to"] == "1"
-    with pytest.raises(
-        NoSuchPolicy, match="version 2 is rolled_back"
-    ):
+    with pytest.raises(NoSuchPolicy, match="version 2 is rolled_back"):
         trials.drive_begins()
     robot.offered_again()
 
@@ -379,7 +377,7 @@ def test_error_in_refused(robot: Robot) -> None:
     robot.fetch()
     with pytest.raises(NoSuchPolicy, match="no policy '2'"):
         robot.boot().use("2")
-    assert robot.store.book().answer(robot.notice.manifest_digest, 2)[0] is Answer.LEAVE
+    assert robot.store.book().answer(robot.notice.manifest_digest, 2)[0] is OfferAnswer.LEAVE
 
 
 # What an episode says of a canary.

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from agent.config import TrialConfig
 from agent.policies.errors import NoSuchPolicy
-from agent.policies.release_book import MAX_RELEASES, Answer, ReleaseBook, ReleaseRecord
+from agent.policies.release_book import MAX_RELEASES, OfferAnswer, ReleaseBook, RobotRelease
 from agent.policies.release_states import (
     TRANSITIONS,
     ReleaseEvent,
@@ -61,12 +61,12 @@ def test_every_state_can_be_left_or_is_an_end(state: ReleaseState) -> None:
 def test_what_is_forgotten_is_barred_by_its_version() -> None:
     book = empty()
     for version in range(1, MAX_RELEASES + 40):
-        assert book.offer(digest(version), version)[0] is Answer.TAKE
+        assert book.offer(digest(version), version)[0] is OfferAnswer.TAKE
         book.advance(digest(version), E.FETCH)
         book.advance(digest(version), E.BAD_CONTENT, "wrong")
     assert len(book.releases) == MAX_RELEASES
     assert digest(1) not in book.releases
-    assert book.answer(digest(1), 1)[0] is Answer.LEAVE
+    assert book.answer(digest(1), 1)[0] is OfferAnswer.LEAVE
 
 
 def test_a_coordinator_does_not_lift_the_operators_pin() -> None:
@@ -93,7 +93,7 @@ class Robot(RuleBasedStateMachine):
         self.was: str | None = None
         self.may_go_down = False  # a rollback, or the operator's word
 
-    def at(self, *states: ReleaseState) -> list[tuple[str, ReleaseRecord]]:
+    def at(self, *states: ReleaseState) -> list[tuple[str, RobotRelease]]:
         return [(d, r) for d, r in self.book.releases.items() if r.state in states]
 
     @rule(version=versions, build=builds)
@@ -103,8 +103,8 @@ class Robot(RuleBasedStateMachine):
         barred = before is not None and before.state.barred
         answer, why = self.book.offer(name, version)
         if barred:
-            assert answer is Answer.LEAVE
-        assert why or answer in (Answer.TAKE, Answer.HERE)
+            assert answer is OfferAnswer.LEAVE
+        assert why or answer in (OfferAnswer.TAKE, OfferAnswer.HERE)
 
     @rule(fate=st.sampled_from([E.INTERRUPTED, E.DAMAGED, E.BAD_CONTENT, E.FETCHED]))
     def downloaded(self, fate: ReleaseEvent) -> None:

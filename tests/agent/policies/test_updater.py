@@ -20,7 +20,7 @@ from agent.inference.wire import InferenceMessage
 from agent.policies import updater
 from agent.policies.compatibility import RobotSignature
 from agent.policies.qualification import Qualification, examine
-from agent.policies.release_book import ReleaseRecord
+from agent.policies.release_book import RobotRelease
 from agent.policies.release_states import ReleaseState
 from agent.policies.updater import PolicyUpdater
 from policy.session import blank_observation
@@ -59,10 +59,10 @@ class Watched:
         )
         self.worker.start()
 
-    def record(self) -> ReleaseRecord | None:
+    def record(self) -> RobotRelease | None:
         return self.site.store.book().releases.get(self.site.notice.manifest_digest)
 
-    def until(self, state: ReleaseState, timeout_s: float = 20.0) -> ReleaseRecord:
+    def until(self, state: ReleaseState, timeout_s: float = 20.0) -> RobotRelease:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             record = self.record()
@@ -132,7 +132,7 @@ def test_a_release_with_a_wrong_digest_never_becomes_active(
     name = f"{hashlib.sha256(ONNX[1:]).hexdigest()}.bin"
     site.server.files[name] = ONNX[1:-1] + b"\0"
     watched.worker.offer(site.notice)
-    while (watched.record() or ReleaseRecord(version=2)).reason == "":
+    while (watched.record() or RobotRelease(version=2)).reason == "":
         time.sleep(0.02)
     record = watched.until(ReleaseState.OFFERED)
     assert "SHA-256" in record.reason and "it is fetched again" in record.reason
