@@ -149,6 +149,10 @@ def status_lines(document: dict[str, Any]) -> list[str]:
             f"{training.get('base_round')}, {training.get('steps_since_base', 0)} steps since, "
             f"policy {said.get('policy')}"
         )
+        newest = max(said.get("releases", ()), key=lambda each: each["version"], default=None)
+        if newest is not None and newest["state"] != "active":
+            why = f": {newest['reason']}" if newest["reason"] else ""
+            lines.append(f"    release {newest['version']} is {newest['state']} there{why}")
     for release in document["releases"]:
         error = release["evaluation"]["action_mae"]
         lines.append(

@@ -59,6 +59,10 @@ fps = {fps}
 threads = 1
 baseline_steps = {baseline_steps}
 
+# The policies are compared on the same placements: all of them with the same limits.
+[trial]
+canary_episodes = 0
+
 [federation]
 bundle = "{bundle}"
 local_work = "anytime"

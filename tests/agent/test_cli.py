@@ -286,3 +286,28 @@ def test_doctor_gives_one_finding_a_line_and_exit_1_for_a_bad_one(host: Host) ->
     assert code == 1
     bad = {"what": "agent", "well": False, "line": "follower unplugged"}
     assert bad in findings
+
+
+def test_policies_are_one_clear_table(host: Host) -> None:
+    code, out, _ = host.armada("policy", "list")
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            "VERSION  STATE   ROLE            WHY",
+            "7        active  active, pinned  driven well",
+            "7 is pinned; `armada policy use newest` follows the releases again",
+        ],
+    )
+
+
+def test_policies_for_a_machine_are_one_line_of_json(host: Host) -> None:
+    code, out, _ = host.armada("policy", "list", "--json")
+    assert code == 0 and out.count("\n") == 1
+    assert json.loads(out)["policies"][0]["state"] == "active"
+
+
+def test_a_policy_is_chosen_and_taken_back(host: Host) -> None:
+    assert host.armada("policy", "use", "7")[0] == 0
+    code, out, _ = host.armada("policy", "rollback")
+    assert code == 0 and out.startswith("rolled back to 6\nVERSION")
+    assert host.robot.told == ["use 7", "roll_back"]

@@ -173,6 +173,8 @@ hue_max_deg = 10
 homography = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 [control]
 fps = 30
+[trial]
+canary_episodes = 0
 [federation]
 bundle = "bundle"
 [paths]

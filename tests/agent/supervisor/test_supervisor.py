@@ -14,12 +14,16 @@ from typing import Any
 import psutil
 import pytest
 from fake_robot import small_config
+from tiny_policy import install_policy
 
 from agent.child.process_row import ProcessRow
 from agent.config import load_config
 from agent.errors import ProcessUnavailable, Refused
 from agent.operations.state_machine import Event, State
 from agent.policies.errors import NoSuchPolicy
+from agent.policies.release_book import RobotRelease
+from agent.policies.release_states import ReleaseState
+from agent.policies.store import PolicyStore
 from agent.supervisor.process_table import always, idle, rollout_armed
 from agent.supervisor.supervisor import Supervisor
 
@@ -98,6 +102,20 @@ ROWS = (
     Row("inference", "", rollout_armed),
 )
 Scene = Callable[[Supervisor], Awaitable[None]]
+DIGEST = "ab" * 32
+
+
+def put_on_trial(supervisor: Supervisor, state: ReleaseState) -> None:
+    """Version 2 is on trial beside version 1, which is active."""
+    store = PolicyStore(supervisor.config.policies_dir)
+    install_policy(store, 2)
+    with store.change() as book:
+        book.active = "1"
+        book.releases = {DIGEST: RobotRelease(version=2, state=state)}
+
+
+def on_trial(supervisor: Supervisor) -> RobotRelease:
+    return PolicyStore(supervisor.config.policies_dir).book().releases[DIGEST]
 
 
 def play(folder: Path, scene: Scene, available: Callable[[], int | None] = lambda: None) -> None:
@@ -420,3 +438,67 @@ def test_a_frozen_trainer_stays_while_the_host_has_memory(tmp_path: Path) -> Non
         assert linux_state(supervisor, "trainer") == psutil.STATUS_STOPPED
 
     play(tmp_path, scene, lambda: 8 << 30)
+
+
+def test_a_daemon_that_finds_the_trial_marker_rolls_the_version_back(tmp_path: Path) -> None:
+    path = small_config(tmp_path)
+    supervisor = Supervisor(load_config(path), path, ())
+    put_on_trial(supervisor, ReleaseState.DRIVING)
+
+    async def up_and_down() -> None:
+        supervisor.request_stop()
+        await supervisor.run()
+
+    asyncio.run(up_and_down())
+    assert on_trial(supervisor).state is ReleaseState.ROLLED_BACK
+    assert supervisor.status()["policy"] == 1
+
+
+def test_how_a_canarys_episode_ended_is_heard_from_control(tmp_path: Path) -> None:
+    path = small_config(tmp_path)
+    supervisor = Supervisor(load_config(path), path, ())
+    put_on_trial(supervisor, ReleaseState.CANARY)
+    assert supervisor.status()["policy"] == 2, "the canary drives the next episode"
+    supervisor.policies.armed(supervisor.policies.to_drive("active"))
+    supervisor.policies.drive_begins()
+    fault = {"running": False, "outcome": "fault: x", "inference": {"fault": "it hangs"}}
+    supervisor._heard_rollout({"running": False}, fault)
+    assert on_trial(supervisor).state is ReleaseState.DRIVING, "it did not run before"
+    supervisor._heard_rollout({"running": True}, fault)
+    assert (on_trial(supervisor).state, on_trial(supervisor).reason) == (
+        ReleaseState.ROLLED_BACK,
+        "it hangs",
+    )
+
+
+def test_a_control_process_that_dies_under_a_canary_rolls_it_back(tmp_path: Path) -> None:
+    async def scene(supervisor: Supervisor) -> None:
+        put_on_trial(supervisor, ReleaseState.CANARY)
+        supervisor.policies.armed(supervisor.policies.to_drive("active"))
+        supervisor.policies.drive_begins()
+        with pytest.raises(ProcessUnavailable):
+            await supervisor.command("die", 5.0)
+        assert on_trial(supervisor).state is ReleaseState.ROLLED_BACK
+        assert "the control process died" in on_trial(supervisor).reason
+
+    play(tmp_path, scene)
+
+
+def test_a_shadow_runs_only_while_somebody_commands_and_is_told_where_its_policy_lies(
+    tmp_path: Path,
+) -> None:
+    path = small_config(tmp_path)
+    supervisor = Supervisor(load_config(path), path, ())
+    put_on_trial(supervisor, ReleaseState.SHADOW)
+    supervisor._look_for_shadow()
+    assert supervisor._state_message()["shadow"] is None
+    supervisor._machine.state = State.TELEOP
+    assert supervisor._machine.permissions.shadow
+    folder = supervisor.config.policies_dir / "2"
+    assert supervisor._state_message()["shadow"] == str(folder)
+    fault = {"number": 1, "policy": "2", "seconds": 0.0, "fault": "it hangs"}
+    for _ in range(2):  # the same report is told again and again
+        supervisor._heard_shadow(fault)
+    assert on_trial(supervisor).state is ReleaseState.ROLLED_BACK
+    supervisor._look_for_shadow()
+    assert supervisor._state_message()["shadow"] is None
