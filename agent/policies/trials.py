@@ -213,6 +213,8 @@ def judge_episode(episode: Mapping[str, Any], rules: TrialConfig) -> tuple[Relea
         return ReleaseEvent.FAULT, (
             f"the limits met it at {clamped} of {ticks} ticks, allowed are {rules.max_clamped:.0%}"
         )
+    if episode.get("intervention_ticks"):
+        return ReleaseEvent.NOT_COUNTED, "not counted: a person took over"
     if outcome == RAN_ITS_TIME or episode.get("success"):
         return ReleaseEvent.EPISODE_PASSED, outcome
     return ReleaseEvent.NOT_COUNTED, f"not counted: {outcome}"

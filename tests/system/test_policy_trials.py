@@ -15,6 +15,7 @@ from agent.client import AgentClient
 from agent.policies.release_book import RobotRelease
 from agent.policies.release_states import ReleaseState
 from agent.policies.store import PolicyStore
+from agent.rollout_operator import RolloutOperator
 from policy.release.folder import read_manifest
 
 pytestmark = pytest.mark.system
@@ -43,6 +44,13 @@ def robot(calibrated: tuple[Site, Person]) -> Iterator[Robot]:
         site.end_agent()
 
 
+@pytest.fixture
+def operator(robot: Robot) -> Iterator[RolloutOperator]:
+    """Whoever started the rollout, and is there until the test's end."""
+    with RolloutOperator(robot[2]) as made:
+        yield made
+
+
 def on_trial(site: Site) -> RobotRelease:
     (record,) = PolicyStore(site.state_dir / "policies").book().releases.values()
     return record
@@ -53,9 +61,11 @@ def drive(client: AgentClient, seconds: float) -> None:
     wait_for("the end of the episode", lambda: not client.status()["rollout"]["running"], 60.0)
 
 
-def test_a_canary_drives_with_half_of_the_limits_and_then_is_active(robot: Robot) -> None:
+def test_a_canary_drives_with_half_of_the_limits_and_then_is_active(
+    robot: Robot, operator: RolloutOperator
+) -> None:
     site, _, client = robot
-    assert client.rollout_arm("active")["version"] == 2
+    assert operator.arm("active")["version"] == 2
     assert client.status()["rollout"]["limits"] == 0.5
     client.rollout_start(0.6)
     assert on_trial(site).state is ReleaseState.DRIVING
@@ -69,9 +79,11 @@ def test_a_canary_drives_with_half_of_the_limits_and_then_is_active(robot: Robot
     client.park()
 
 
-def test_a_canary_whose_process_hangs_is_rolled_back_and_the_former_drives(robot: Robot) -> None:
+def test_a_canary_whose_process_hangs_is_rolled_back_and_the_former_drives(
+    robot: Robot, operator: RolloutOperator
+) -> None:
     site, _, client = robot
-    client.rollout_arm("active")
+    operator.arm("active")
     client.rollout_start(30.0)
     wait_for("ticks", lambda: client.status()["rollout"]["ticks"] > 10)
     os.kill(client.status()["processes"]["inference"]["pid"], signal.SIGSTOP)
@@ -79,13 +91,15 @@ def test_a_canary_whose_process_hangs_is_rolled_back_and_the_former_drives(robot
     wait_for("the rollback", lambda: on_trial(site).state is ReleaseState.ROLLED_BACK)
     assert "no action from the policy" in on_trial(site).reason
     wait_for("the reset", lambda: try_reset(client))
-    assert client.rollout_arm("active")["version"] == 1
+    assert operator.arm("active")["version"] == 1
     client.park()
 
 
-def test_an_agent_that_is_killed_under_a_canary_comes_back_with_the_former(robot: Robot) -> None:
+def test_an_agent_that_is_killed_under_a_canary_comes_back_with_the_former(
+    robot: Robot, operator: RolloutOperator
+) -> None:
     site, _, client = robot
-    client.rollout_arm("active")
+    operator.arm("active")
     client.rollout_start(30.0)
     wait_for("ticks", lambda: client.status()["rollout"]["ticks"] > 10)
     assert site.agent is not None
@@ -100,13 +114,13 @@ def test_an_agent_that_is_killed_under_a_canary_comes_back_with_the_former(robot
 
 
 def test_a_shadow_predicts_beside_the_policy_that_drives_and_then_is_a_canary(
-    robot: Robot,
+    robot: Robot, operator: RolloutOperator
 ) -> None:
     site, _, client = robot
     with PolicyStore(site.state_dir / "policies").change() as book:
         for record in book.releases.values():
             record.state = ReleaseState.SHADOW
-    assert client.rollout_arm("active")["version"] == 1
+    assert operator.arm("active")["version"] == 1
     wait_for("the shadow", lambda: client.status()["processes"]["shadow"]["pid"] is not None)
     drive(client, 15.0)
     assert client.status()["rollout"]["policy"] == "1"

@@ -391,6 +391,7 @@ def test_error_in_refused(robot: Robot) -> None:
         ({"outcome": "stopped by the operator", "success": True}, ReleaseEvent.EPISODE_PASSED),
         ({"outcome": "stopped by the operator", "success": False}, ReleaseEvent.FAULT),
         ({"success": False}, ReleaseEvent.FAULT),
+        ({"intervention_ticks": 9}, ReleaseEvent.NOT_COUNTED),
         ({"outcome": "the emergency stop ended it"}, ReleaseEvent.FAULT),
         ({"outcome": "fault: follower unplugged"}, ReleaseEvent.NOT_COUNTED),
         ({"inference": {"fault": "gave a chunk that is no action"}}, ReleaseEvent.FAULT),
