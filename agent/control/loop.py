@@ -124,7 +124,7 @@ class MotionLoop:
         *,
         limits: float = 1.0,
     ) -> None:
-        """Give command to `source`, with a share of the limits, from the next tick on; None holds."""
+        """Give command to `source`, with a share of the limits, from the next tick; None holds."""
         if self._source is not None and self._begun:
             self._source.end()
         self._source = source

@@ -70,7 +70,7 @@ def damaged() -> Pause:
 
 def busy() -> Pause:
     """For a host that was too busy to judge the policy."""
-    return Pause(30.0, 3600.0)
+    return Pause(5.0, 3600.0)
 
 
 class PolicyUpdater:
