@@ -50,7 +50,7 @@ max_local_steps = 100
 evaluation_wait_s = 30.0
 
 [policy]
-chunk_size = 8
+chunk_size = 16
 dim_model = 16
 n_heads = 2
 dim_feedforward = 32
