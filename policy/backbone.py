@@ -35,6 +35,16 @@ def prepare_backbone(
             )
             parent, _, own = name.rpartition(".")
             setattr(backbone.get_submodule(parent), own, norm)
+    load_backbone(backbone, spec, renamed)
+
+
+def load_backbone(
+    backbone: torch.nn.Module, spec: ResnetSpec, renamed: Mapping[str, str] | None = None
+) -> None:
+    """Give a trunk the weights that the spec names, and freeze it where its rate is 0.
+
+    Raises MissingArtefact, BadWeights.
+    """
     if spec.backbone_sha256 is not None:
         _load(backbone, spec.backbone_sha256, renamed or {})
     if spec.backbone_rate == 0:

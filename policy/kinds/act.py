@@ -19,6 +19,8 @@ class ActSpec(ResnetSpec):
 
     kind: Literal["act"] = "act"
     """LeRobot's name of the policy."""
+    backbone: Literal["keypoints", "resnet18"] = "resnet18"
+    """What looks at pictures: a small trunk that gives places of points, or LeRobot's own."""
     dim_model: int = Field(default=64, gt=0)
     """Width of the transformer, a multiple of n_heads."""
     n_heads: int = Field(default=4, gt=0)
@@ -37,6 +39,10 @@ class ActSpec(ResnetSpec):
     """Of the VAE."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """In the transformer, while training."""
+
+    @property
+    def sees_by_resnet(self) -> bool:
+        return self.backbone == "resnet18"
 
     @model_validator(mode="after")
     def _transformer_can_be_built(self) -> Self:
@@ -71,10 +77,20 @@ class Act(PolicyKind[ActSpec]):
         }
 
     def prepare(self, policy: torch.nn.Module, spec: ActSpec) -> None:
-        if spec.cameras:
-            from policy.backbone import prepare_backbone
+        if not spec.cameras:
+            return
+        from policy.backbone import load_backbone, prepare_backbone
 
+        if spec.sees_by_resnet:
             prepare_backbone(policy.model.backbone, spec)
+            return
+        import torch
+
+        from policy.keypoints import OUT_CHANNELS, KeypointTrunk
+
+        policy.model.backbone = KeypointTrunk()
+        policy.model.encoder_img_feat_input_proj = torch.nn.Conv2d(OUT_CHANNELS, spec.dim_model, 1)
+        load_backbone(policy.model.backbone, spec)
 
     def parameter_groups(self, policy: torch.nn.Module, spec: ActSpec) -> list[ParameterGroup]:
         return backbone_groups(policy, ".backbone.", spec.backbone_rate)

@@ -22,6 +22,11 @@ class ResnetSpec(PolicySpec):
     backbone_rate: float = Field(default=1.0, ge=0.0, le=100.0)
     """Factor on the learning rate for the backbone; 0: frozen, and then it leaves no robot."""
 
+    @property
+    def sees_by_resnet(self) -> bool:
+        """Whether the backbone is one, with norms to choose."""
+        return True
+
     @model_validator(mode="after")
     def _what_is_frozen_is_the_same_everywhere(self) -> Self:
         if self.backbone_rate == 0 and self.backbone_sha256 is None:
@@ -30,6 +35,7 @@ class ResnetSpec(PolicySpec):
 
     @model_validator(mode="after")
     def _norm_is_that_of_the_weights(self) -> Self:
-        if self.backbone_sha256 is not None and self.backbone_norm != "frozen":
+        resnet = self.backbone_sha256 is not None and self.sees_by_resnet
+        if resnet and self.backbone_norm != "frozen":
             raise ValueError('pretrained backbone weights need backbone_norm = "frozen"')
         return self
