@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# The trunk in policy/trunks, made by deploy.pretraining.
+KEYPOINTS_SHA256 = "77eb4e425755a404fecaefbf42341c33f9c2365393038699212a38aebe3b947a"
+
+
 class ActSpec(ResnetSpec):
     """Sized for one CPU thread by default: it sees joints and the pose of one object."""
 

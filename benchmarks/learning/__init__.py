@@ -1,0 +1,1 @@
+"""Parts of ``benchmarks/fleet_learning.py``: data and trials, the fleet, the cells, the report."""
