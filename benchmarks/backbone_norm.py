@@ -67,6 +67,7 @@ def learn(norm: str, black: bool, seed: int, steps: int) -> dict[str, float]:
             "cameras": [CAMERA],
             "fps": 30,
             "batch_size": 16,
+            "backbone": "resnet18",
             "backbone_norm": norm,
         }
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from policy.artefacts import SHA256_PATTERN
 from policy.kinds.adapter import ParameterGroup, PolicyKind, backbone_groups
 from policy.kinds.resnet import ResnetSpec
 
@@ -23,8 +24,16 @@ class ActSpec(ResnetSpec):
 
     kind: Literal["act"] = "act"
     """LeRobot's name of the policy."""
-    backbone: Literal["keypoints", "resnet18"] = "resnet18"
-    """What looks at pictures: a small trunk that gives places of points, or LeRobot's own."""
+    backbone: Literal["keypoints", "resnet18"] = "keypoints"
+    """What looks at pictures: a small trunk that gives places of points, or LeRobot's own; why, and
+    what was measured: docs/learning.md."""
+    backbone_sha256: str | None = Field(default=KEYPOINTS_SHA256, pattern=SHA256_PATTERN)
+    """Pretrained backbone: digest of a safetensors file, to be found by its digest in the folder
+    that ARMADA_ARTEFACTS names, or shipped (that of keypoints is); null: untrained, which is the
+    default of resnet18."""
+    backbone_rate: float = Field(default=0.0, ge=0.0, le=100.0)
+    """Factor on the learning rate for the backbone; 0: frozen, and then it leaves no robot. 1 where
+    the backbone is untrained or a resnet18, unless it is given."""
     dim_model: int = Field(default=64, gt=0)
     """Width of the transformer, a multiple of n_heads."""
     n_heads: int = Field(default=4, gt=0)
@@ -43,6 +52,18 @@ class ActSpec(ResnetSpec):
     """Of the VAE."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """In the transformer, while training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_backbone(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        defaults: dict[str, Any] = {}
+        if given.get("backbone") == "resnet18":
+            defaults["backbone_sha256"] = None
+        if (defaults | given).get("backbone_sha256", KEYPOINTS_SHA256) != KEYPOINTS_SHA256:
+            defaults["backbone_rate"] = 1.0
+        return defaults | given
 
     @property
     def sees_by_resnet(self) -> bool:

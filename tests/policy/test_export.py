@@ -44,7 +44,7 @@ def build(**fields: object) -> tuple[PolicySpec, Normalizer, torch.nn.Module]:
         {"use_vae": True, "n_vae_encoder_layers": 1, "dropout": 0.1},
         {"cameras": [CAMERA]},
         {"cameras": [CAMERA], "environment_names": []},
-        {"cameras": [CAMERA], "environment_names": [], "backbone": "keypoints"},
+        {"cameras": [CAMERA], "backbone": "resnet18"},
     ],
 )
 def test_the_file_computes_what_lerobots_own_pipeline_computes(

@@ -21,7 +21,7 @@ CAMERA = CameraSpec(name="overhead", height=32, width=32)
 
 
 def seeing(**fields: object) -> PolicySpec:
-    return tiny_spec(cameras=[CAMERA], **fields)
+    return tiny_spec(cameras=[CAMERA], **({"backbone": "resnet18"} | fields))
 
 
 def build(spec: PolicySpec) -> torch.nn.Module:

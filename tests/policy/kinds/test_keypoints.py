@@ -13,13 +13,14 @@ from policy.artefacts import VARIABLE, artefact_digest
 from policy.build import build_policy, read_weights
 from policy.errors import BadWeights
 from policy.keypoints import OUT_CHANNELS, KeypointTrunk
+from policy.kinds.act import KEYPOINTS_SHA256
 from policy.spec import CameraSpec, PolicySpec
 
 CAMERA = CameraSpec(name="overhead", height=24, width=32)
 
 
 def seeing(**fields: object) -> PolicySpec:
-    return tiny_spec(cameras=[CAMERA], environment_names=(), backbone="keypoints", **fields)
+    return tiny_spec(cameras=[CAMERA], environment_names=(), **fields)
 
 
 def build(spec: PolicySpec) -> torch.nn.Module:
@@ -67,7 +68,7 @@ def test_a_trunk_from_a_file_can_be_frozen_and_is_then_not_sent(
     one = build(seeing(backbone_sha256=digest, backbone_rate=0.0))
     assert torch.equal(one.model.backbone.points.weight, trunk.points.weight)
     assert not any("backbone" in name for name in read_weights(one))
-    trained = read_weights(build(seeing(backbone_sha256=digest)))
+    trained = read_weights(build(seeing(backbone_sha256=digest, backbone_rate=0.1)))
     assert "model.backbone.points.weight" in trained
 
 
@@ -78,3 +79,15 @@ def test_weights_of_another_trunk_are_refused(
     digest = keep(tmp_path, {"conv1.weight": torch.zeros(1)})
     with pytest.raises(BadWeights, match="another backbone"):
         build(seeing(backbone_sha256=digest))
+
+
+def test_act_sees_by_the_shipped_trunk_unless_told_otherwise() -> None:
+    plain = seeing()
+    assert (plain.backbone, plain.backbone_sha256) == ("keypoints", KEYPOINTS_SHA256)
+    assert plain.backbone_rate == 0.0
+    untrained = seeing(backbone_sha256=None)
+    assert untrained.backbone_rate == 1.0
+    resnet = seeing(backbone="resnet18")
+    assert (resnet.backbone_sha256, resnet.backbone_rate) == (None, 1.0)
+    for spec in (plain, untrained, resnet, seeing(backbone_rate=0.5)):
+        assert PolicySpec.from_json(spec.to_json()) == spec
