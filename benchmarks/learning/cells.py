@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,15 +47,16 @@ def _fleet(strategy: config.AnyStrategy | None = None, **plan: Any) -> Plan:
     return Plan(strategy or config.FedAvg(), **values)
 
 
+def _longer(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """With twice the rounds the rate must not fall as fast."""
+    return {**spec, "round_decay": 0.92}
+
+
 def cells(trunk_sha256: str) -> dict[str, Cell]:
     """By name. ``trunk_sha256``: the pretrained trunk."""
     plain = _PICTURES | {"backbone": "keypoints", "backbone_sha256": None, "backbone_rate": 1.0}
     tuned = plain | {"backbone_sha256": trunk_sha256}
     slow, frozen = tuned | {"backbone_rate": 0.1}, tuned | {"backbone_rate": 0.0}
-    longer: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda spec: {
-        **spec,
-        "round_decay": 0.92,
-    }
     trimmed = config.FedTrimmedAvg(name="fedtrimmedavg")
     median = config.FedMedian(name="fedmedian")
     return {
@@ -65,18 +66,18 @@ def cells(trunk_sha256: str) -> dict[str, Cell]:
         "random-local": Cell("random trunk, a robot alone", plain),
         "random-central": Cell("random trunk, all data in one place", plain, pooled=True),
         "random-fedavg": Cell("random trunk, FedAvg", plain, _fleet()),
-        "random-more": Cell("random trunk, FedAvg, twice the rounds", longer(plain),
+        "random-more": Cell("random trunk, FedAvg, twice the rounds", _longer(plain),
             _fleet(rounds=24)),
         "tuned-fedavg": Cell("pretrained trunk, full rate, FedAvg", tuned, _fleet()),
         "slow-fedavg": Cell("pretrained trunk, tenth of the rate, FedAvg", slow, _fleet()),
         "local": Cell("pretrained frozen trunk, a robot alone", frozen),
         "central": Cell("pretrained frozen trunk, all data in one place", frozen, pooled=True),
         "fedavg": Cell("pretrained frozen trunk, FedAvg", frozen, _fleet()),
-        "local-more": Cell("frozen, a robot alone, twice the rounds", longer(frozen),
+        "local-more": Cell("frozen, a robot alone, twice the rounds", _longer(frozen),
             one_trainer_rounds=24),
-        "central-more": Cell("frozen, all data, twice the rounds", longer(frozen), pooled=True,
+        "central-more": Cell("frozen, all data, twice the rounds", _longer(frozen), pooled=True,
             one_trainer_rounds=24),
-        "more": Cell("frozen, FedAvg, twice the rounds", longer(frozen), _fleet(rounds=24)),
+        "more": Cell("frozen, FedAvg, twice the rounds", _longer(frozen), _fleet(rounds=24)),
         "fedprox": Cell("frozen, FedProx, mu 0.01", frozen,
             _fleet(config.FedProx(name="fedprox", proximal_mu=0.01))),
         "fedavgm": Cell("frozen, momentum 0.5 on the server", frozen,
@@ -85,7 +86,7 @@ def cells(trunk_sha256: str) -> dict[str, Cell]:
             _fleet(config.FedAdam(name="fedadam", eta=0.01))),
         "fresh": Cell("frozen, optimiser anew at each base", frozen, _fleet(fresh_optimizer=True)),
         "int8": Cell("frozen, updates of eight bits", frozen, _fleet(int8=True)),
-        "busy": Cell("frozen, robots busy half of the time, twice the windows", longer(frozen),
+        "busy": Cell("frozen, robots busy half of the time, twice the windows", _longer(frozen),
             _fleet(rounds=24, busy=0.5)),
         "late": Cell("frozen, the third robot joins half-way", frozen, _fleet(joins_at=6)),
         "five": Cell("frozen, five robots, FedAvg", frozen, _fleet(), robots=5),

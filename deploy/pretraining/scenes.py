@@ -13,17 +13,17 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from robot_io.twin.layout import CubePlacement
+from robot_io.twin.objects import CUBE_SIZE_M
 from robot_io.twin.painter import Painter
 from robot_io.twin.scene import (
     CAMERA_CENTRE_M,
     CAMERA_HEIGHT_M,
-    CUBE_SIZE_M,
     GRASP_SITE,
     REST_JOINTS_RAD,
     Scene,
     SceneCamera,
     build_scene,
-    cube_pose,
     overhead_fovy_deg,
 )
 
@@ -75,7 +75,7 @@ class RandomScenes:
         while tips[2] < 0.005:  # in the table
             tips = self._pose_arm()
         things = [self._place_cube(tips), tips, *(self._data.body(name).xpos for name in _BODIES)]
-        self._painter.set_pose(self._data.qpos)
+        self._painter.set_pose(self._scene.pose(self._data))
         return self._painter.draw(self._camera), self._seen_at(np.array(things))
 
     def _seen_at(self, places_m: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -97,20 +97,17 @@ class RandomScenes:
         return np.array(self._data.site(GRASP_SITE).xpos)
 
     def _place_cube(self, tips: NDArray[np.float64]) -> NDArray[np.float64]:
-        random, first = self._random, self._scene.cube_qpos
+        random, scene = self._random, self._scene
         radius_m = random.uniform(*_CUBE_RADIUS_M)
         azimuth = random.uniform(-_CUBE_AZIMUTH_RAD, _CUBE_AZIMUTH_RAD)
-        pose = np.array(
-            cube_pose(
-                radius_m * math.cos(azimuth),
-                radius_m * math.sin(azimuth),
-                random.uniform(-math.pi, math.pi),
-            )
-        )
+        x_m, y_m = radius_m * math.cos(azimuth), radius_m * math.sin(azimuth)
+        turned = random.uniform(-math.pi, math.pi)
+        scene.place(self._data, 0, CubePlacement(x_m, y_m, turned))
+        first = scene.cubes[0].qpos
         if random.random() < _HELD_SHARE:
-            pose[:3] = tips[0], tips[1], max(tips[2], CUBE_SIZE_M / 2)
-        self._data.qpos[first : first + 7] = pose
-        return pose[:3]
+            held = (tips[0], tips[1], max(tips[2], CUBE_SIZE_M / 2))
+            self._data.qpos[first : first + 3] = held
+        return np.array(self._data.qpos[first : first + 3])
 
     def _dress(self) -> None:
         random, model = self._random, self._scene.model
