@@ -52,7 +52,11 @@ def test_a_key_of_another_kind_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
-        ("act", {"backbone_sha256": "a" * 64}, 'backbone_norm = "frozen"'),
+        (
+            "act",
+            {"backbone": "resnet18", "backbone_sha256": "a" * 64},
+            'backbone_norm = "frozen"',
+        ),
         ("diffusion", {"chunk_size": 30}, "multiple of 4"),
         ("diffusion", {"down_dims": [12]}, "multiples of 8"),
         ("diffusion", {"kernel_size": 4}, "odd"),
