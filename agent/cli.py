@@ -30,6 +30,7 @@ from host.keys import Keys
 from host.settings import BadSettings, take_flags
 
 POLL_S = 0.2
+SHOW_S = 2.0  # between two lines of progress
 ROLLOUT_KEYS = {
     "s": "rollout_success",
     "f": "rollout_failure",
@@ -176,6 +177,59 @@ def _obey(client: AgentClient, key: str | None) -> None:
         print(f"armada: {error}", file=sys.stderr)
 
 
+def train(
+    local: Annotated[
+        bool, typer.Option("--local", help="on this robot's own episodes, without a coordinator")
+    ] = False,
+    config: Config = DEFAULT_CONFIG_PATH,
+    steps: Annotated[int | None, typer.Option(min=1, help="default: training.local_steps")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="begin anew where an order is unfinished")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a policy of this robot alone; `armada rollout --policy local` then drives by it."""
+    if not local:
+        raise typer.BadParameter(
+            "the fleet's training goes on by itself while the robot is idle (see `armada status`); "
+            "give --local to train a policy of this robot alone"
+        )
+    with speaking(config) as client:
+        order = client.train_local(steps=steps, again=again)
+        try:
+            outcome = _followed(client, order, as_json)
+        except KeyboardInterrupt:
+            print(
+                "\nthe agent goes on with it; `armada train --local` shows it again",
+                file=sys.stderr,
+            )
+            raise
+    if outcome["state"] == "refused":
+        say(f"the policy is refused: {outcome['refusal']}", outcome, as_json)
+        raise typer.Exit(1)
+    error = outcome["held_out_mae"]
+    tested = "" if error is None else f", held-out error {error:.2f} joint units"
+    line = f"ready after {outcome['step']} steps{tested}; `armada rollout --policy local` uses it"
+    say(line, outcome, as_json)
+
+
+def _followed(client: AgentClient, order: dict[str, Any], as_json: bool) -> dict[str, Any]:
+    """Show what the order waits for or how far it is, until it is done; how it ended."""
+    shown, shown_s = "", float("-inf")
+    while True:
+        status = client.status()
+        local = (status.get("trainer") or {}).get("local") or {}
+        ours = local.get("order_id") == order["order_id"]
+        if ours and local["state"] in ("ready", "refused"):
+            return dict(local)
+        line = "; ".join(each["text"] for each in status["waiting"] if each["about"] == "training")
+        if line != shown and (time.monotonic() - shown_s >= SHOW_S or "step " not in line):
+            loss = f", loss {local['loss']:.3f}" if ours and local.get("loss") else ""
+            say(f"{line}{loss}", {"waiting": status["waiting"], **local}, as_json)
+            shown, shown_s = line, time.monotonic()
+        time.sleep(POLL_S)
+
+
 @setup.command()
 def calibrate(
     arm: Annotated[ArmName, typer.Option()],
@@ -296,7 +350,7 @@ def make_app(operations: Iterable[Operation] = OPERATIONS) -> typer.Typer:
     """All commands of this room; those of the operations table after the others."""
     made = command_group("The agent of one robot.")
     made.add_typer(agent, name="agent")
-    for function in (record, status):
+    for function in (record, train, status):
         made.command()(function)
     rollouts = command_group()
     rollouts.callback(invoke_without_command=True)(rollout)
@@ -364,7 +418,14 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     elif rollout.get("outcome"):
         text += f"; last rollout of {rollout['policy']}: {rollout['outcome']}"
     lines.append(text)
-    lines.append(f"  training  {'allowed' if status['training_allowed'] else 'frozen'}")
+    lines += [f"  {each['about']:<10}{each['text']}" for each in status["waiting"]]
+    if not any(each["about"] == "training" for each in status["waiting"]):
+        lines.append("  training  under way")
+    local = (status.get("trainer") or {}).get("local")
+    if local is not None and local["state"] == "ready":
+        lines.append(f"  local     {local['steps']} steps; armada rollout --policy local uses it")
+    elif local is not None and local["state"] == "refused":
+        lines.append(f"  ! local policy: {local['refusal']}")
     ingest = status.get("ingest", {})
     if ingest.get("refused"):
         reason = list(ingest["refused"].values())[-1]

@@ -6,7 +6,7 @@ Every table refuses unknown keys. Paths are taken relative to the folder of the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -14,11 +14,15 @@ from pydantic_settings import SettingsConfigDict
 from agent.errors import ConfigError
 from agent.places import AGENT_SOCKET, DEFAULT_CONFIG
 from host.settings import BadSettings, Settings, Table, load_settings
+from policy.errors import BadSpec
+from policy.spec import PolicySpec
 from robot_io.calibration import JOINTS
 
 FEATURES = tuple(f"{joint}.pos" for joint in JOINTS)  # LeRobot's names of the same six numbers
 DEFAULT_CONFIG_PATH = Path(DEFAULT_CONFIG)
 MISSING = "write it, or name one by --config"
+# Of a policy that one robot trains alone; [policy] wins.
+OWN_POLICY: dict[str, Any] = {"learning_rate": 1e-3, "round_decay": 0.85}
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its closing zero
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -130,6 +134,8 @@ class TrainingConfig(Table):
     """Of torch."""
     baseline_steps: int = Field(default=0, ge=0)
     """Steps of a never-federated copy, for comparison; 0: none."""
+    local_steps: int = Field(default=1200, ge=1, le=10**7)
+    """Of `armada train --local`."""
     publish_every_s: float = Field(default=2.0, gt=0)
     """How often what was gained is put on the disk."""
     held_out_every: int = Field(default=5, ge=2)
@@ -219,6 +225,9 @@ class AgentConfig(Settings):
     federation: FederationConfig | None = None
     rollout: RolloutConfig = RolloutConfig()
     trial: TrialConfig = TrialConfig()
+    policy: dict[str, Any] = Field(default_factory=dict)
+    """What `armada train --local` trains: keys of the coordinator's [policy], below. Absent: what a
+    tracker finds or, without one, every camera's pictures."""
     paths: PathsConfig
 
     @model_validator(mode="after")
@@ -234,6 +243,11 @@ class AgentConfig(Settings):
             raise ValueError(
                 f"robot.id and teleop.id are both {self.robot.id!r}: they share one calibration"
             )
+        if self.policy:
+            try:
+                self.own_policy()
+            except BadSpec as error:
+                raise ValueError(f"[policy]: {error}") from error
         length = len(bytes(self.inference_socket))
         if length > MAX_SOCKET_PATH_BYTES:
             raise ValueError(
@@ -263,6 +277,27 @@ class AgentConfig(Settings):
     def camera_shapes(self) -> dict[str, tuple[int, int]]:
         """(height, width) of each camera, in the order of the file."""
         return {name: (camera.height, camera.width) for name, camera in self.cameras.items()}
+
+    def own_policy(self) -> PolicySpec:
+        """The policy that this robot trains alone: `[policy]` over what its sensors give.
+
+        Raises BadSpec, also for a robot with neither camera nor tracker.
+        """
+        cameras = [
+            {"name": name, "height": height, "width": width}
+            for name, (height, width) in self.camera_shapes.items()
+        ]
+        given = {
+            **OWN_POLICY,
+            "environment_names": list(self.environment_names),
+            "cameras": [] if self.tracker is not None else cameras,
+        }
+        fixed = {
+            "state_names": list(self.state_names),
+            "action_names": list(self.action_names),
+            "fps": round(self.control.fps),
+        }
+        return PolicySpec.from_json({**given, **self.policy, **fixed})
 
     @property
     def state_dir(self) -> Path:

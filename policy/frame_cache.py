@@ -151,12 +151,12 @@ class FrameCache:
             if path.name not in kept:  # of another size or dataset, or left by a kill
                 path.unlink()
 
-    def prepare(self) -> str | None:
-        """Have the next file ready; which one that was, None when all are. A few seconds."""
+    def prepare(self) -> tuple[int, int] | None:
+        """Have the next file ready; how many of how many are, None when all were. Seconds."""
         for key in self._paths:
             if key not in self._files:
                 self._file(key)
-                return f"pictures of episode {key[0]}, {len(self._files)} of {len(self._paths)}"
+                return len(self._files), len(self._paths)
         return None
 
     def read(

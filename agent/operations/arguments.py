@@ -94,6 +94,13 @@ class PolicyUse(Arguments):
     policy: PolicyName = Field(description="a version, `local`, or `newest` to lift the pin")
 
 
+class TrainLocal(Arguments):
+    """How long to train; absent: training.local_steps. An unfinished order goes on."""
+
+    steps: int | None = Field(default=None, ge=1, le=10**7)
+    again: bool = Field(default=False, description="begin anew, also where one is unfinished")
+
+
 class Estop(Arguments):
     """How to stop."""
 

@@ -72,6 +72,9 @@ class Robot(Protocol):
     def policies(self) -> Policies:
         """What may drive the arm."""
 
+    def order_local_training(self, steps: int | None, *, again: bool) -> Reply:
+        """Have the trainer make a policy of this robot alone. Raises Refused."""
+
     def fault(self, reason: str) -> None:
         """Name a fault in the status, and go to the state of that name."""
 

@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from agent.errors import ProcessUnavailable, Refused
-from agent.operations.arguments import Arguments, PolicyUse, RolloutArm
+from agent.operations.arguments import Arguments, PolicyUse, RolloutArm, TrainLocal
 from agent.operations.operation import Operation, Reply, Robot
 from agent.operations.state_machine import MEND, Event, State, next_state
 
@@ -126,6 +126,11 @@ def _require_rollout(operation: Operation, robot: Robot) -> None:
         if robot.state is State.IDLE:
             raise Refused("no rollout is armed; arm a policy first (rollout/arm)")
         raise Refused(f"a rollout is not possible: {MEND[robot.state]}")
+
+
+async def train_local(operation: Operation, robot: Robot, arguments: TrainLocal) -> Reply:
+    """Whatever the state: the trainer takes the order up when the robot is idle."""
+    return robot.order_local_training(arguments.steps, again=arguments.again)
 
 
 def _enter(operation: Operation, robot: Robot) -> None:

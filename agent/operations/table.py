@@ -19,6 +19,7 @@ from agent.operations.arguments import (
     RolloutArm,
     RolloutBeat,
     RolloutStart,
+    TrainLocal,
 )
 from agent.operations.operation import Operation
 from agent.operations.sequences import (
@@ -35,6 +36,7 @@ from agent.operations.sequences import (
     policy_roll_back,
     policy_use,
     start_rollout,
+    train_local,
     within_teleop,
 )
 from agent.operations.state_machine import Event
@@ -176,6 +178,14 @@ OPERATIONS: tuple[Operation, ...] = (
         "Take away the version on trial, else go back from the active one to the one before.",
         QUICK_S,
         policy_roll_back,
+        commands_control=False,
+    ),
+    Operation(
+        "train_local",
+        "Order a policy of this robot's own episodes; the trainer works on it whenever idle.",
+        QUICK_S,
+        train_local,
+        arguments=TrainLocal,
         commands_control=False,
     ),
     Operation(

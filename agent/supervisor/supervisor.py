@@ -25,9 +25,14 @@ from agent.policies.errors import StoreDamaged, StoreError
 from agent.policies.store import PolicyStore
 from agent.policies.trials import PolicyTrials
 from agent.supervisor.process_table import process_table
+from agent.training.exchange import LocalOrder, TrainingExchange
+from agent.training.reasons import training_wait
 from host.files import FileStamp
 from host.memory import MemoryReserve, available_bytes
 from host.notify import Notifier
+from policy.errors import BadSpec, NotExportable
+from policy.kinds import require_exportable
+from protocol.waiting import Reason, Waiting, waiting
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +136,26 @@ class Supervisor:
             raise Refused(str(reply.get("error", f"{name} was refused")))
         return dict(reply.get("result") or {})
 
+    def order_local_training(self, steps: int | None, *, again: bool) -> dict[str, Any]:
+        """Give the trainer its order; one of as many steps that is unfinished goes on.
+
+        Raises Refused.
+        """
+        training = self.config.training
+        if not training.enabled:
+            raise Refused(waiting(Reason.TRAINING_OFF).text)
+        try:
+            require_exportable(self.config.own_policy())
+        except (BadSpec, NotExportable) as error:
+            raise Refused(waiting(Reason.UNFIT_POLICY, why=str(error)).text) from error
+        exchange = TrainingExchange(self.config.training_dir)
+        wanted = steps or training.local_steps
+        order = exchange.local_order()
+        if order is None or again or steps not in (None, order.steps):
+            order = LocalOrder(order_id=uuid.uuid4().hex, steps=wanted)
+            exchange.order_local(order)
+        return order.model_dump()
+
     def fault(self, reason: str) -> None:
         """Name a fault, the first alone, and go to the state of that name."""
         if self._fault is None:
@@ -172,6 +197,7 @@ class Supervisor:
             },
             "control": {k: v for k, v in control.items() if k not in ("recording", "rollout")},
             "processes": {name: child.describe() for name, child in self._children.items()},
+            "waiting": self._waiting(),
             "freeze_ms": self._freeze_ms,
             "events": list(self._events)[-EVENTS_SHOWN:],
         }
@@ -358,6 +384,26 @@ class Supervisor:
         problems = self._statuses.get("control", {}).get("problems", [])
         lines = [self._fault] if self._fault is not None else []
         return lines + [line for line in problems if line not in lines]
+
+    def _waiting(self) -> list[dict[str, Any]]:
+        """For what this robot waits, each reason with what it is about."""
+        trainer, ingest = self._statuses.get("trainer"), self._statuses.get("ingest", {})
+        row = self._children.get("trainer")
+        process = "off" if row is None else row.describe()["state"]
+        said = None if trainer is None else trainer.get("waiting")
+        training = training_wait(
+            enabled=self.config.training.enabled,
+            allowed=self._machine.permissions.idle,
+            state=self.state.value,
+            process="starting" if process == "running" and trainer is None else process,
+            said=None if said is None else Waiting.model_validate(said),
+        )
+        found = [] if training is None else [{"about": "training", **training.shown()}]
+        if ingest.get("waiting"):
+            behind = waiting(Reason.INGESTING, count=int(ingest["waiting"]))
+            found.append({"about": "dataset", **behind.shown()})
+        fleet = self._statuses.get("federation", {}).get("waiting", ())
+        return found + [{"about": "fleet", **Waiting.model_validate(w).shown()} for w in fleet]
 
     def _active_policy(self) -> int | str | None:
         """What drives the next episode: a release's number, or the name of another policy."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
@@ -31,6 +31,7 @@ from protocol.contribution import Contribution
 from protocol.episode_keys import NO_FLEET, FleetSecret
 from protocol.fields import Digest
 from protocol.messages import HeldOutReport
+from protocol.waiting import Waiting
 
 _META = "armada.meta"
 _HELD_OUT_KEPT = 256  # rounds whose evaluation is remembered
@@ -70,6 +71,25 @@ class WorkOrder(_Record):
     deadline_unix_s: float
 
 
+class LocalOrder(_Record):
+    """What `armada train --local` asks for: so many steps on this robot's own episodes alone."""
+
+    order_id: str = Field(pattern=r"^[0-9a-f]{32}$")  # names the folder of its work
+    steps: int = Field(gt=0)
+
+
+class LocalProgress(_Record):
+    """How far that order is; it stays when the order is done."""
+
+    order_id: str
+    state: Literal["waiting", "training", "ready", "refused"]
+    step: int = 0
+    steps: int
+    loss: float | None = None
+    held_out_mae: float | None = None  # raw joint units
+    refusal: str | None = None  # why the policy may not drive this robot
+
+
 class _HeldOut(RootModel[dict[str, HeldOutReport]]):
     """Base digest -> error of that base."""
 
@@ -87,8 +107,9 @@ class TrainingProgress(_Record):
     base_round: int | None = None
     steps_since_base: int = 0
     loss: float | None = None
-    phase: str = "waiting"  # waiting, preparing, evaluating, baseline, training, resting
-    reason: str = ""  # why it waits or rests
+    phase: str = "waiting"  # waiting, local, preparing, evaluating, baseline, training, resting
+    waiting: Waiting | None = None  # for what it waits, or how far it is
+    local: LocalProgress | None = None
     baseline: dict[str, Any] | None = None
 
 
@@ -106,6 +127,7 @@ class TrainingExchange:
         self._handed_over = self.folder / "handed_over.safetensors"
         self._merged = self.folder / "merged.json"
         self._order = self.folder / "work_order.json"
+        self._local_order = self.folder / "local_order.json"
         self._held_out = self.folder / "held_out.json"
         self._sketch = self.folder / "sketch.json"
         self._progress = self.folder / "progress.json"
@@ -222,6 +244,25 @@ class TrainingExchange:
     def clear_work_order(self) -> None:
         """Withdraw the order; none in force is fine."""
         self._order.unlink(missing_ok=True)
+
+    # --- the operator's order: written by the supervisor, taken away by the trainer ---
+
+    def order_local(self, order: LocalOrder) -> None:
+        """Ask the trainer for a policy of this robot alone; replaces an earlier order."""
+        write_durable(self._local_order, order.model_dump_json().encode())
+
+    def local_order(self) -> LocalOrder | None:
+        """The order in force, if any."""
+        content = _read(self._local_order)
+        return None if content is None else _parse(LocalOrder, self._local_order, content)
+
+    def local_order_stamp(self) -> FileStamp | None:
+        """Changes whenever an order is given or done."""
+        return file_stamp(self._local_order)
+
+    def clear_local_order(self) -> None:
+        """It is done; none in force is fine."""
+        self._local_order.unlink(missing_ok=True)
 
     # --- evaluation, statistics and progress: written by ingest and the trainer ---
 

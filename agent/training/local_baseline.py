@@ -30,6 +30,7 @@ from policy.errors import BadCheckpoint
 from policy.export import export_policy
 from policy.release.manifest import MANIFEST_NAME, POLICY_NAME, write_manifest
 from policy.train import HeldOut, LocalTraining
+from protocol.waiting import Reason, Waiting, waiting
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,10 @@ class LocalBaseline:
         wanted_steps: int,
         clock: Callable[[], float],
         compute: Compute,
+        admit: Callable[[Path], None] = lambda _folder: None,
     ) -> None:
+        """``admit`` is asked about the exported folder before it becomes ``local``; what it raises
+        goes through, and leaves the policy before in its place."""
         self._file = folder / "baseline.safetensors"
         self._export_folder = folder / "baseline.export"
         self._store = PolicyStore(policies)
@@ -75,6 +79,7 @@ class LocalBaseline:
         self._wanted_steps = wanted_steps
         self._clock = clock
         self._compute = compute
+        self._admit = admit
         self._training: LocalTraining | None = None
         self._evaluation: HeldOutEvaluation | None = None
         self._sampler: Sampler | None = None
@@ -83,6 +88,14 @@ class LocalBaseline:
         self._saved_s = clock()
         self._saving_s = 0.0
         self.state: BaselineState | None = self._read_state()
+
+    @property
+    def waiting(self) -> Waiting:
+        """How far it is."""
+        step = 0 if self.state is None else self.state.steps
+        if step < self._wanted_steps:
+            return waiting(Reason.STEPS, step=step, steps=self._wanted_steps)
+        return waiting(Reason.EXPORTING, steps=self._wanted_steps)
 
     def is_due(self, base: LoadedBase) -> bool:
         """Whether there is work to do for this base's spec and normaliser."""
@@ -228,4 +241,5 @@ class LocalBaseline:
             contributors=(self._robot_id,),
             created_unix_s=time.time(),
         )
+        self._admit(self._export_folder)
         self._store.install(self._export_folder, LOCAL)

@@ -1,8 +1,8 @@
 """What the trainer does next: one small piece of work at a time, between which it looks around.
 
-Order of precedence: decode pictures; evaluate a new base; train the never-federated baseline if one
-is wanted; obey a window's work order; work ahead (``local_work = "anytime"``) up to the base's cap;
-rest.
+Order of precedence: what the operator ordered (``armada train --local``); decode pictures; evaluate
+a new base; train the never-federated baseline if one is wanted; obey a window's work order; work
+ahead (``local_work = "anytime"``) up to the base's cap; rest.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from agent.training.exchange import (
     WorkOrder,
 )
 from agent.training.local_baseline import LocalBaseline
+from agent.training.local_policy import LocalPolicy
 from agent.training.local_work import LoadedBase, LocalWork
 from agent.training.training_data import DatasetSource, TrainingData
 from host.files import FileStamp
 from policy.build import build_policy, write_weights
 from policy.errors import BadDataset, PolicyError, TooLittleMemory
 from policy.frame_cache import FrameCache
+from protocol.waiting import Reason, Waiting, waiting
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class TrainingScheduler:
     def __init__(
         self,
         config: AgentConfig,
+        config_path: Path,
         clock: Callable[[], float],
         unix_clock: Callable[[], float],
         compute: Compute | None = None,
@@ -72,6 +75,7 @@ class TrainingScheduler:
             clock,
             self._compute,
         )
+        self._local = LocalPolicy(config, config_path, clock, self._compute, self._source)
         self._anytime = config.federation is None or config.federation.local_work == "anytime"
         self._publish_every_s = training.publish_every_s
         self._clock, self._unix_clock = clock, unix_clock
@@ -91,21 +95,24 @@ class TrainingScheduler:
         self._published_progress_s = float("-inf")
         before = self._exchange.progress() or TrainingProgress()
         self._steps_total, self._examples_total = before.steps_total, before.examples_total
-        self._no_base = "no base yet"
-        self._hindrance = ""  # why this base cannot be worked on with these episodes
-        self.phase, self.reason = "waiting", self._no_base
+        self._no_base = waiting(Reason.NO_ORDER if config.federation is None else Reason.NO_BASE)
+        self._hindrance: Waiting | None = (
+            None  # why this base cannot be worked on with these episodes
+        )
+        self.phase = "waiting"
+        self.waiting: Waiting | None = self._no_base
 
     def turn(self) -> float:
         """Do the next piece of work; returns for how many seconds there is nothing to do."""
         self._look_for_base()
         self._look_for_order()
-        idle_s = self._do_next()
+        idle_s = self._do_local() if self._local.ordered() else self._do_next()
         self._publish_progress_if_due()
         return idle_s
 
     def progress(self) -> TrainingProgress:
         """Where training stands."""
-        work, state = self._work, self._baseline.state
+        work, baseline = self._work, self._baseline.state
         return TrainingProgress(
             steps_total=self._steps_total,
             examples_total=self._examples_total,
@@ -114,8 +121,9 @@ class TrainingScheduler:
             steps_since_base=0 if work is None else work.steps,
             loss=None if work is None else work.loss,
             phase=self.phase,
-            reason=self.reason,
-            baseline=None if state is None else state.model_dump(),
+            waiting=self.waiting,
+            local=self._local.progress,
+            baseline=None if baseline is None else baseline.model_dump(),
         )
 
     def _do_next(self) -> float:
@@ -124,27 +132,28 @@ class TrainingScheduler:
             return self._idle("waiting", self._no_base)
         data = self._look_for_data(base)
         if data is None:
-            return self._idle("waiting", self._source.reason)
+            return self._idle("waiting", self._source.waiting)
         try:
             return self._work_on(base, data)
         except (TooLittleMemory, BadDataset) as error:
             log.warning("%s", error)
-            self._hindrance = str(error)
+            self._hindrance = waiting(Reason.HINDERED, why=str(error))
             return IDLE_S
 
     def _work_on(self, base: LoadedBase, data: TrainingData) -> float:
-        if self._hindrance:
+        if self._hindrance is not None:
             return self._idle("waiting", self._hindrance)
         preparing = data.pictures.prepare()
         if preparing is not None:
-            self._set_phase("preparing", preparing)
+            have, need = preparing
+            self._set_phase("preparing", waiting(Reason.PREPARING, have=have, need=need))
             return 0.0
         if self._evaluated is None or self._evaluated != (base.info.digest, data):
             self._evaluate(base, data)
             return 0.0
         if self._baseline_due:
-            self._set_phase("baseline", "")
             self._baseline.advance(base, data)
+            self._set_phase("baseline", self._baseline.waiting)
             self._baseline_due = self._baseline.is_due(base)
             return 0.0
         return self._train(base, data)
@@ -157,19 +166,19 @@ class TrainingScheduler:
             if work.window_id != order.window_id:
                 work.start_window(order.window_id, order.proximal_mu)
             if self._unix_clock() >= order.deadline_unix_s:
-                return self._rest(work, f"window {order.window_id}: its time is up")
+                window = order.window_id[:8]
+                return self._rest(work, waiting(Reason.WINDOW_OVER, window=window))
             limit: int | None = order.steps
-            reason = f"window {order.window_id}: {order.steps} steps done"
+            enough = waiting(Reason.WINDOW_DONE, window=order.window_id[:8], steps=order.steps)
         elif not self._anytime:
-            return self._rest(work, "no window has asked for work")
+            return self._rest(work, waiting(Reason.NO_WORK_ORDER))
         else:
             if work.window_id is not None:
                 work.end_window()
             limit = base.info.max_local_steps
-            reason = f"{limit} steps since the base: enough until the next one"
+            enough = waiting(Reason.ENOUGH_STEPS, steps=limit or 0)
         if limit is not None and work.steps - work.carried_steps >= limit:
-            return self._rest(work, reason)
-        self._set_phase("training", "")
+            return self._rest(work, enough)
         if self._noted != data.version:
             self._exchange.note_trained(data.trained)
             self._noted = data.version
@@ -178,13 +187,21 @@ class TrainingScheduler:
         gained = max(0, work.steps - before)
         self._steps_total += gained
         self._examples_total += gained * base.spec.batch_size
-        done = limit is not None and work.steps - work.carried_steps >= limit
+        made = work.steps - work.carried_steps
+        how_far = None if limit is None else waiting(Reason.STEPS, step=made, steps=limit)
+        self._set_phase("training", how_far)
+        done = limit is not None and made >= limit
         work.publish_if_due(self._publish_every_s, at_once=done)
         return 0.0
 
-    def _rest(self, work: LocalWork, reason: str) -> float:
+    def _do_local(self) -> float:
+        idle_s = self._local.turn()
+        self._set_phase("local", self._local.waiting)
+        return idle_s
+
+    def _rest(self, work: LocalWork, enough: Waiting) -> float:
         work.publish_if_due(self._publish_every_s, at_once=True)
-        return self._idle("resting", reason)
+        return self._idle("resting", enough)
 
     def _evaluate(self, base: LoadedBase, data: TrainingData) -> None:
         """A slice of the held-out error of the base itself, before any step is made from it."""
@@ -201,7 +218,8 @@ class TrainingScheduler:
             )
         evaluation, before = self._evaluation, len(self._evaluation.errors)
         done, judged = evaluation.advance(), len(evaluation.errors)
-        self._set_phase("evaluating", f"episode {judged} of {len(data.episodes.digests)} held out")
+        need = len(data.episodes.digests)
+        self._set_phase("evaluating", waiting(Reason.EVALUATING, have=judged, need=need))
         if judged > before:
             self._known_errors.keep(policy, evaluation.errors)
         if not done:
@@ -227,7 +245,7 @@ class TrainingScheduler:
                 self._take_base(LoadedBase.read(*found))
         except (BadExchangeFile, PolicyError) as error:
             log.warning("base refused: %s", error)
-            self._base, self._no_base = None, f"base refused: {error}"
+            self._base, self._no_base = None, waiting(Reason.BASE_REFUSED, why=str(error))
 
     def _take_base(self, base: LoadedBase) -> None:
         old = self._base
@@ -260,17 +278,18 @@ class TrainingScheduler:
             self._looked_at_data_s = self._clock()
             data = self._source.newest(base.spec, base.normalizer)
             if data is not self._data:
-                self._data, self._evaluation, self._hindrance = data, None, ""
+                self._data, self._evaluation, self._hindrance = data, None, None
         return self._data
 
-    def _idle(self, phase: str, reason: str) -> float:
+    def _idle(self, phase: str, reason: Waiting) -> float:
         self._set_phase(phase, reason)
         return IDLE_S
 
-    def _set_phase(self, phase: str, reason: str) -> None:
-        if (phase, reason) != (self.phase, self.reason):
-            self.phase, self.reason = phase, reason
-            self._published_progress_s = float("-inf")
+    def _set_phase(self, phase: str, reason: Waiting | None) -> None:
+        before = None if self.waiting is None else self.waiting.reason
+        if (phase, None if reason is None else reason.reason) != (self.phase, before):
+            self._published_progress_s = float("-inf")  # a step more is told in its time
+        self.phase, self.waiting = phase, reason
 
     def _publish_progress_if_due(self) -> None:
         if self._clock() - self._published_progress_s >= PROGRESS_EVERY_S:

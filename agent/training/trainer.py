@@ -47,10 +47,10 @@ def run(
         if now_s - spoke_s >= SPEAK_EVERY_S:
             spoke_s = now_s
             link.heartbeat()
-            link.send("status", **scheduler.progress().model_dump())
+            link.send("status", **scheduler.progress().model_dump(mode="json"))
 
 
-def serve(config: AgentConfig, _path: Path, link: ChildLink) -> None:
+def serve(config: AgentConfig, path: Path, link: ChildLink) -> None:
     """Train until the supervisor is gone. Raises LinkClosed, AgentError."""
     # torch and LeRobot read these when they are imported.
     cache = config.training_dir / ".cache"
@@ -71,7 +71,7 @@ def serve(config: AgentConfig, _path: Path, link: ChildLink) -> None:
         raise ConfigError(str(error)) from error
     log.info("training on %s%s", compute.device, " in bfloat16" if compute.bfloat16 else "")
     limit_memory(config.training.memory_limit_mb << 20)
-    run(TrainingScheduler(config, time.monotonic, time.time, compute), link)
+    run(TrainingScheduler(config, path, time.monotonic, time.time, compute), link)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from pathlib import Path
 from agent.errors import BadLedger
 from agent.recording.ledger import read_ledger
 from agent.training.demonstrations import Demonstrations
+from agent.training.errors import TooFewEpisodes
 from agent.training.held_out import HeldOutEpisodes
 from policy.batches import Batches, Frames, batches_of, hold_pictures
 from policy.errors import BadDataset, NoEpisodes
 from policy.frame_cache import FrameCache
 from policy.spec import PolicySpec
 from policy.statistics import Normalizer
+from protocol.waiting import Reason, waiting
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TrainingData:
 
 
 class DatasetSource:
-    """Looks for a newer dataset and opens it; says why there is nothing to train from."""
+    """Looks for a newer dataset and opens it; says what is missing to train from."""
 
     def __init__(
         self,
@@ -49,19 +51,22 @@ class DatasetSource:
         self._device = device
         self._opened: TrainingData | None = None
         self._key: tuple[str, str, Path] | None = None
-        self.reason = ""
+        self.waiting = waiting(Reason.NO_EPISODES)
 
     def newest(self, spec: PolicySpec, normalizer: Normalizer) -> TrainingData | None:
-        """Batches of the newest dataset, None with ``reason`` set when there are none to be had."""
+        """Batches of the newest dataset, None with ``waiting`` set when there are none."""
         version = self._link.resolve()
         key = (spec.digest(), normalizer.digest(), version)
         if key != self._key:
             self._key, self._opened = key, None
             try:
                 self._opened = self._open(version, spec, normalizer)
-                self.reason = ""
-            except (NoEpisodes, BadDataset, BadLedger) as error:
-                self.reason = str(error)
+            except TooFewEpisodes as few:
+                self.waiting = waiting(Reason.FEW_EPISODES, have=few.have, need=few.need)
+            except NoEpisodes:
+                self.waiting = waiting(Reason.NO_EPISODES)
+            except (BadDataset, BadLedger) as error:
+                self.waiting = waiting(Reason.UNFIT_DATASET, why=str(error))
         return self._opened
 
     def _open(self, root: Path, spec: PolicySpec, normalizer: Normalizer) -> TrainingData:
@@ -69,9 +74,9 @@ class DatasetSource:
         training, held_out = self._demonstrations.split(root, ledger, tuple(spec.vectors))
         known = len(training.episodes) + len(held_out.episodes)
         if known < self._min_episodes:
-            raise NoEpisodes(f"{known} episodes recorded, {self._min_episodes} wanted")
-        if not training.episodes:
-            raise NoEpisodes("every episode is held out for evaluation: record more")
+            raise TooFewEpisodes(known, self._min_episodes)
+        if not training.episodes:  # all that there are are held out
+            raise TooFewEpisodes(known, known + 1)
         wanted = sorted({*training.episodes, *held_out.episodes})
         pictures = hold_pictures(self._pictures, root, spec, wanted)
         digests = {index: ledger[index].content_digest for index in wanted}

@@ -258,6 +258,37 @@ def test_a_fault_ends_a_rollout_with_exit_1(host: Host, monkeypatch: pytest.Monk
     assert host.robot.state is State.IDLE  # parked all the same
 
 
+# One arm alone.
+
+
+def test_train_shows_what_it_waits_for_and_ends_when_the_policy_is_ready(host: Host) -> None:
+    host.robot.outcomes = [None, {"state": "training", "loss": 0.25}, {"state": "ready"}]
+    code, out, _ = host.armada("train", "--local", "--steps", "400")
+    assert code == 0
+    assert out.splitlines() == [
+        "step 120 of 400",
+        "ready after 400 steps, held-out error 0.52 joint units; "
+        "`armada rollout --policy local` uses it",
+    ]
+    assert host.robot.told == ["train_local(400,False)"]
+
+
+def test_a_local_policy_that_may_not_drive_is_exit_1_with_the_reason(host: Host) -> None:
+    host.robot.outcomes = [{"state": "refused", "refusal": "a chunk takes 900 ms"}]
+    code, out, _ = host.armada("train", "--local", "--again")
+    assert (code, out) == (1, "the policy is refused: a chunk takes 900 ms\n")
+    assert host.robot.told == ["train_local(None,True)"]
+
+
+def test_training_that_is_not_local_is_wrong_usage_and_says_what_goes_on_by_itself(
+    host: Host,
+) -> None:
+    code, _, error = host.armada("train")
+    assert code == 2
+    assert "goes on by itself" in error and "--local" in error
+    assert host.robot.told == []
+
+
 # Setting up.
 
 

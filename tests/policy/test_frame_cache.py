@@ -95,7 +95,7 @@ def test_the_cache_gives_what_the_video_gives_and_decodes_it_once(
     said = []
     while (line := cache.prepare()) is not None:
         said.append(line)
-    assert said[-1] == "pictures of episode 2, 3 of 3"
+    assert said == [(1, 3), (2, 3), (3, 3)]
     expected = fetched(plain, 1, [13, 0, 0, 5], SMALL)
     monkeypatch.setattr("policy.pictures.EpisodeVideo.decode", None)
     assert np.array_equal(fetched(cache, 1, [13, 0, 0, 5], SMALL), expected)

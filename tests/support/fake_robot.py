@@ -16,6 +16,7 @@ from agent.operations.state_machine import Event, Machine, State
 from agent.operations.table import OPERATIONS
 from agent.policies.errors import NoSuchPolicy
 from agent.supervisor.api import bind_socket, build_app, make_server
+from protocol.waiting import Reason, waiting
 
 Script = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -91,6 +92,8 @@ class FakeRobot:
         self.faults: list[str] = []
         self.scripts: dict[str, Script] = {}
         self.policies = FakePolicies(self.told)
+        # What the trainer says of the operator's order, one status after the other.
+        self.outcomes: list[dict[str, Any] | None] = []
 
     @property
     def state(self) -> State:
@@ -106,6 +109,10 @@ class FakeRobot:
         self.timeouts_s[name] = timeout_s
         await asyncio.sleep(0)
         return await self.scripts[name]() if name in self.scripts else {}
+
+    def order_local_training(self, steps: int | None, *, again: bool) -> dict[str, Any]:
+        self.told.append(f"train_local({steps},{again})")
+        return {"order_id": "0" * 32, "steps": steps or 1200}
 
     def fault(self, reason: str) -> None:
         self.faults.append(reason)
@@ -131,8 +138,19 @@ class FakeRobot:
             },
             "policy": 7,
             "training_allowed": self.machine.permissions.idle,
+            "waiting": [
+                {"about": "training", **waiting(Reason.STEPS, step=120, steps=400).shown()}
+            ],
+            "trainer": {"local": self._local()},
             "processes": {},
         }
+
+    def _local(self) -> dict[str, Any] | None:
+        said = self.outcomes.pop(0) if self.outcomes else None
+        return None if said is None else {
+            "order_id": "0" * 32, "step": 400, "steps": 400, "loss": None,
+            "held_out_mae": 0.52, "refusal": None, **said,
+        }  # fmt: skip
 
     def refuse(self, name: str, error: Exception | None = None) -> None:
         """The control process answers this command with an error."""

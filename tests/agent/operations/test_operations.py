@@ -48,6 +48,7 @@ DONE: dict[str, dict[State, tuple[list[str], State]]] = {
     "policy_list": {state: ([], state) for state in State},
     "policy_use": {state: (["use 7"], state) for state in State},
     "policy_rollback": {state: (["roll_back"], state) for state in State},
+    "train_local": {state: (["train_local(None,False)"], state) for state in State},
     "park": {
         IDLE: (["park", PARK_UP, "released"], IDLE),
         TELEOP: (["park", PARK, "released"], IDLE),
@@ -85,6 +86,7 @@ REFUSED: dict[str, dict[State, tuple[list[str], State]]] = {
     "policy_list": {},  # control has no part in them
     "policy_use": {},
     "policy_rollback": {},
+    "train_local": {},  # control has no part in it
     "park": {
         IDLE: (["park", PARK_UP, "not_started"], IDLE),
         TELEOP: (["park", PARK, "not_started"], IDLE),

@@ -77,6 +77,7 @@ PATHS = [
     "/v1/policy/list",
     "/v1/policy/use",
     "/v1/policy/rollback",
+    "/v1/train/local",
     "/v1/park",
     "/v1/estop",
     "/v1/reset",
@@ -95,7 +96,8 @@ def test_every_path_takes_a_right_request(robot: FakeRobot, row: Any) -> None:
     robot.answer(row.command, extra=5)
     response = post(robot, row.path, json=FIELDS.get(row.verb, {}))
     assert response.status_code == 200
-    said = {"extra": 5} if row.commands_control else robot.policies.said[row.verb]
+    without_control = {**robot.policies.said, "train_local": {"order_id": "0" * 32, "steps": 1200}}
+    said = {"extra": 5} if row.commands_control else without_control[row.verb]
     assert response.json() == {"ok": True, "state": robot.state.value, **said}
 
 

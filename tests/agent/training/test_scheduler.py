@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from bases import NORMALIZER, SPEC, base
-from written_episodes import configured, write_episode
+from written_episodes import configured, write_config, write_episode
 
-from agent.config import AgentConfig
+from agent.config import AgentConfig, load_config
 from agent.dataset.ingest import Ingest
 from agent.recording.ledger import read_ledger
 from agent.training.episode_roles import episode_roles
@@ -23,6 +23,7 @@ from policy.release.trial import goldens_of, load_graph, worst_golden_error
 from policy.train import ChunkErrors, chunk_errors, held_out_error
 from policy.weights import Weights, add, subtract, weights_digest
 from protocol.contribution import MAX_LOSS
+from protocol.waiting import Reason
 
 
 class Clock:
@@ -54,7 +55,8 @@ class Site:
     """One robot's trainer with its exchange."""
 
     def __init__(self, folder: Path, recorded: Path, training: str = "", federation: str = ""):
-        self.config: AgentConfig = configured(folder, training, federation)
+        self.path = write_config(folder, training, federation)
+        self.config: AgentConfig = load_config(self.path)
         shutil.copytree(recorded, self.config.state_dir, symlinks=True)
         self.exchange = TrainingExchange(self.config.training_dir)
         self.clock = Clock()
@@ -63,7 +65,7 @@ class Site:
 
     def start(self) -> None:
         """As after a kill: nothing is left but the files."""
-        self.scheduler = TrainingScheduler(self.config, self.clock, self.unix)
+        self.scheduler = TrainingScheduler(self.config, self.path, self.clock, self.unix)
 
     def turns(self, count: int) -> None:
         for _ in range(count):
@@ -78,6 +80,16 @@ class Site:
         self.exchange.note_merged(merged)
 
 
+def reason(site: Site) -> Reason:
+    assert site.scheduler.waiting is not None
+    return site.scheduler.waiting.reason
+
+
+def text(site: Site) -> str:
+    assert site.scheduler.waiting is not None
+    return site.scheduler.waiting.text
+
+
 WINDOWS = '[federation]\nbundle = "bundle"\nlocal_work = "window"'
 
 
@@ -90,17 +102,22 @@ def test_without_a_base_or_without_episodes_it_waits_and_says_why(
     tmp_path: Path, recorded: Path, site: Site
 ) -> None:
     site.turns(1)
-    assert (site.scheduler.phase, site.scheduler.reason) == ("waiting", "no base yet")
+    assert (site.scheduler.phase, reason(site)) == ("waiting", Reason.NO_ORDER)
+    fleet = tmp_path / "fleet"
+    fleet.mkdir()
+    member = Site(fleet, recorded, federation=WINDOWS)
+    member.turns(1)
+    assert (member.scheduler.phase, reason(member)) == ("waiting", Reason.NO_BASE)
     folder = tmp_path / "few"
     folder.mkdir()
     few = Site(folder, recorded, training="min_episodes = 6")
     few.exchange.install_base(*base(0))
     few.turns(2)
     assert few.scheduler.phase == "waiting"
-    assert few.scheduler.reason == "5 episodes recorded, 6 wanted"
+    assert text(few) == "5 episodes recorded, 6 wanted"
     progress = few.exchange.progress()
     assert progress is not None
-    assert progress.reason == few.scheduler.reason
+    assert progress.waiting == few.scheduler.waiting
 
 
 def test_a_base_is_evaluated_before_any_step_is_made_from_it(site: Site) -> None:
@@ -170,7 +187,7 @@ def test_a_contribution_is_what_was_gained_since_the_base(site: Site) -> None:
     assert meta.window_id is None
     assert weights_digest(add(weights, delta)) != weights_digest(weights)
     assert site.scheduler.phase == "resting"
-    assert "7 steps" in site.scheduler.reason
+    assert "7 steps" in text(site)
 
 
 def test_at_the_cap_it_rests_until_the_next_base_and_then_starts_from_that(site: Site) -> None:
@@ -269,7 +286,7 @@ def test_a_damaged_base_is_refused_and_a_good_one_taken_later(site: Site) -> Non
     path.write_bytes(path.read_bytes()[:-9])
     site.turns(1)
     assert site.scheduler.phase == "waiting"
-    assert "base refused" in site.scheduler.reason
+    assert "base refused" in text(site)
     site.exchange.install_base(weights, info)
     site.turns(3)
     assert site.scheduler.phase == "training"
@@ -281,7 +298,7 @@ def test_a_base_for_other_features_is_said_not_trained(site: Site) -> None:
     site.exchange.install_base(weights, info.model_copy(update={"spec": spec.to_json()}))
     site.turns(2)
     assert site.scheduler.phase == "waiting"
-    assert "50" in site.scheduler.reason
+    assert "50" in text(site)
 
 
 def test_in_window_mode_it_works_on_order_only_and_for_so_many_steps(
@@ -331,7 +348,7 @@ def test_at_the_deadline_the_partial_result_is_published(tmp_path: Path, recorde
     assert found is not None
     assert found.window_id == "w1"
     assert 0 < found.steps < 1000
-    assert "time is up" in site.scheduler.reason
+    assert "time is up" in text(site)
 
 
 def test_killed_inside_a_window_it_goes_on_with_that_window(tmp_path: Path, recorded: Path) -> None:
