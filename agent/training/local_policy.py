@@ -66,6 +66,7 @@ class LocalPolicy:
         self._order: LocalOrder | None = None
         self._base: LoadedBase | None = None
         self._baseline: LocalBaseline | None = None
+        self._noted: Path | None = None  # the dataset whose episodes are on record as trained on
         self._began_s = 0.0
         before = self._exchange.progress()
         self.progress: LocalProgress | None = None if before is None else before.local
@@ -100,6 +101,9 @@ class LocalPolicy:
                 self._report(order, "waiting")
                 return 0.0
             if baseline.is_due(base):
+                if self._noted != data.version:
+                    self._exchange.note_trained(data.trained)
+                    self._noted = data.version
                 baseline.advance(base, data)
                 self.waiting = baseline.waiting
                 self._report(order, "training")
