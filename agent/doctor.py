@@ -79,6 +79,8 @@ def _as_the_agent_says(status: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("arms, cameras", True, "nothing wrong")
     for line in status["faults"]:
         yield Finding("agent", False, line)
+    for each in status["waiting"]:
+        yield Finding(f"{each['about']} waits", True, each["text"])
     for name, row in status["processes"].items():
         if row["state"] == "waiting" and row["restarts"]:
             line = f"died {row['restarts']} times, last: {row['last_exit']}; see its log"

@@ -140,6 +140,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         for name in ("broker", "flower")
         if document[name]["error"]
     ]
+    lines += [f"  waits     {each['text']}" for each in campaign["waiting"]]
     for agent_id, agent in document["agents"].items():
         said = agent["status"] or {}
         where = said.get("state", "never heard") if agent["connected"] else "away"
@@ -153,6 +154,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         if newest is not None and newest["state"] != "active":
             why = f": {newest['reason']}" if newest["reason"] else ""
             lines.append(f"    release {newest['version']} is {newest['state']} there{why}")
+        lines += [f"    {each['text']}" for each in agent["waiting"] if agent["connected"]]
     for release in document["releases"]:
         error = release["evaluation"]["action_mae"]
         lines.append(

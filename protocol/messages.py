@@ -26,8 +26,10 @@ from protocol.episode_keys import EpisodeKey
 from protocol.errors import MalformedMessage
 from protocol.fields import Count, Digest, WireModel
 from protocol.topics import IDENTITY_PATTERN
+from protocol.waiting import MAX_WAITING, Waiting
 
-SCHEMA_VERSION: Literal[2] = 2  # 2: a window carries its terms
+# 2: a window carries its terms; 3: a status says for what its robot waits
+SCHEMA_VERSION: Literal[3] = 3
 MAX_PAYLOAD_BYTES = 64 * 1024
 
 # What a robot may claim of its held-out errors. So many bases and episodes fit into one payload.
@@ -54,7 +56,7 @@ class Envelope(WireModel):
     `expires_unix_s` None means that the message holds until it is replaced.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     session: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     sequence: Count
     issued_unix_s: UnixSeconds
@@ -180,6 +182,7 @@ class ReleaseReport(WireModel):
 class AgentStatus(Message):
     """Retained state of one agent; its will says `online` false.
 
+    `waiting`: for what its training waits, or how far it is.
     `data_plane`: its SuperNode is connected. `policy`: the version that is active, `releases` the
     newest ones and their trials. `cameras`: (height, width) in pixels.
     """
@@ -199,6 +202,7 @@ class AgentStatus(Message):
     cameras: Annotated[dict[Name, tuple[int, int]], Field(max_length=16)] = {}
     training: TrainingReport = TrainingReport()
     held_out: Annotated[dict[Digest, HeldOutReport], Field(max_length=MAX_REPORTED_BASES)] = {}
+    waiting: Annotated[tuple[Waiting, ...], Field(max_length=MAX_WAITING)] = ()
     disk_free_mb: Count | None = None
     faults: Annotated[tuple[ShortText, ...], Field(max_length=16)] = ()
     dropped: Annotated[dict[Name, Count], Field(max_length=16)] = {}

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from protocol.fields import WireModel
 
-MAX_WAITING = 32  # reasons in one status
+MAX_WAITING = 8  # reasons in one message
 MAX_TEXT_CHARS = 300
 
 type Detail = (
@@ -70,7 +70,7 @@ class Reason(StrEnum):
     RELEASE_UNDERWAY = "release_underway", "release {version} is {state}"
 
     # The campaign.
-    NO_SUPERLINK = "no_superlink", "{why}"
+    NO_SUPERLINK = "no_superlink", "the SuperLink does not know the robots yet"
     MORE_ROBOTS = "more_robots", "waiting for {count:more robot}"
     ROBOT_AWAY = "robot_away", "{robot} is not connected"
     ROBOT_PAUSED = "robot_paused", "{robot} is paused"
@@ -84,9 +84,10 @@ class Reason(StrEnum):
     )
     FOR_OTHERS = "for_others", "enough robots; until {at:clock} for the others"
     RETRY = "retry", "again at {at:clock}, after: {why}"
-    STATISTICS = "statistics", "statistics are collected from {count:robot}"
+    STATISTICS = "statistics", "the robots' statistics are collected"
     BUILDING = "building", "base is being built"
-    INSTALLING = "installing", "the base goes to {count:robot}"
+    INSTALLING = "installing", "the first base goes to the robots"
+    LAST_BASE = "last_base", "the last base goes to the robots that missed it"
     NO_ROBOT = "no_robot", "no robot that fits is connected"
     NEXT_WINDOW = "next_window", "no window open, next at {at:clock}"
     UNTIL_READY = (

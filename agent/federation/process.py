@@ -26,6 +26,7 @@ from agent.federation.control_plane import AgentLink
 from agent.federation.errors import SuperNodeFailed
 from agent.federation.memory import FederationMemory
 from agent.federation.participation import Readiness, decide
+from agent.federation.reasons import Membership, fleet_waits
 from agent.federation.supernode import SuperNode, SuperNodeStatus
 from agent.federation.training_view import TrainingView
 from agent.federation.wake import Wake
@@ -35,6 +36,7 @@ from agent.policies.release_states import ReleaseState
 from agent.policies.store import PolicyStore
 from agent.policies.updater import PolicyUpdater
 from agent.training.exchange import TrainingExchange
+from agent.training.reasons import training_wait
 from host.files import FileStamp
 from protocol.bundle import Bundle, load_bundle
 from protocol.errors import BadBundle
@@ -49,6 +51,7 @@ from protocol.messages import (
     ReleaseReport,
     Window,
 )
+from protocol.waiting import Reason, Waiting, waiting
 
 log = logging.getLogger(__name__)
 
@@ -289,12 +292,39 @@ class Federation:
                 "fetched_bytes": self._releases.traffic.fetched,
                 "found_bytes": self._releases.traffic.found,
             },
+            "waiting": [reason.model_dump(mode="json") for reason in self._waiting()],
             "dropped": self._mqtt.dropped,
         }
 
+    def _waiting(self) -> list[Waiting]:
+        window = self._window
+        is_open = window is not None and not window["closed"]
+        return fleet_waits(
+            Membership(
+                connected=self._mqtt.connected,
+                broker_error=self._mqtt.error,
+                supernode=self._node_status.state,
+                supernode_error=self._node_status.error,
+                paused=self._memory.paused,
+                window_round=window["round"] if is_open and window is not None else None,
+                declined=self._answered[1],
+                release=self._releases.version,
+                release_state=self._releases.state,
+            )
+        )
+
+    def _training_wait(self) -> Waiting | None:
+        return training_wait(
+            enabled=self._config.training.enabled,
+            allowed=bool(self._robot.get("training_allowed", True)),
+            state=str(self._robot.get("state", "unknown")),
+            process=None,
+            said=self._view.waiting,
+        )
+
     def _facts(self) -> dict[str, Any]:
         """Everything in the status that changes seldom, for telling a change from a repetition."""
-        training = self._view.report()
+        report, training = self._view.report(), self._training_wait()
         return {
             "state": self._robot.get("state"),
             "faults": self._robot.get("faults"),
@@ -302,9 +332,9 @@ class Federation:
             "releases": self._release_reports(),
             "episodes": self._view.episodes,
             "sketch": self._view.has_sketch,
-            "base": training.base_digest,
+            "base": report.base_digest,
             # The first step matters to the coordinator at once, the following ones in their time.
-            "gained": training.steps_since_base > 0,
+            "gained": report.steps_since_base > 0,
             "held_out": tuple(self._view.held_out()),
             "paused": self._memory.paused,
             "connected": self._mqtt.connected,
@@ -312,6 +342,7 @@ class Federation:
             "supernode": self._node_status.state,
             "release": (self._releases.version, self._releases.state),
             "work": self._work_key(),
+            "waiting": None if training is None else training.reason,
         }
 
     def _work_key(self) -> tuple[str, int] | None:
@@ -337,6 +368,7 @@ class Federation:
     def build_status(self, envelope: Envelope, online: bool) -> AgentStatus:
         """The MQTT status, or the will; also called on the connection's thread."""
         config = self._config
+        training = self._training_wait()
         faults = tuple(str(line)[:300] for line in self._robot.get("faults", ())[:16])
         return AgentStatus(
             envelope=envelope,
@@ -360,6 +392,7 @@ class Federation:
             cameras=config.camera_shapes,
             training=self._view.report(),
             held_out=self._view.held_out(),
+            waiting=() if not online or training is None else (training,),
             disk_free_mb=shutil.disk_usage(config.state_dir).free // 1_000_000,
             faults=faults,
             dropped=self._mqtt.dropped if online else {},
@@ -400,7 +433,9 @@ def serve(config: AgentConfig, config_path: Path, link: ChildLink) -> None:
                     if str(error) != said_error:
                         said_error = str(error)
                         log.warning("%s", error)
-                    link.send("status", connected=False, error=str(error))
+                    lacking = waiting(Reason.NO_BUNDLE, why=str(error))
+                    said = [lacking.model_dump(mode="json")]
+                    link.send("status", connected=False, error=str(error), waiting=said)
                 else:
                     federation = Federation(config, config_path, bundle, link, wake)
                     federation.start()

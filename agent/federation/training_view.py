@@ -18,6 +18,7 @@ from agent.training.exchange import (
 from host.files import FileStamp, file_stamp
 from protocol.contribution import Contribution
 from protocol.messages import MAX_REPORTED_BASES, HeldOutReport, TrainingReport
+from protocol.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,12 @@ class TrainingView:
         """Digest of the base from which this robot's work was last merged."""
         merged = self._merged.get()
         return None if merged is None else merged.base_digest
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """For what the trainer waits, or how far it is, by its own word."""
+        progress = self._progress.get()
+        return None if progress is None else progress.waiting
 
     @property
     def has_sketch(self) -> bool:

@@ -39,6 +39,7 @@ from coordinator.campaign.state import (
     RoundSummary,
     WindowRecord,
 )
+from coordinator.campaign.waiting import CampaignClock, campaign_waits
 from coordinator.campaign.window import (
     AnswerRefusal,
     Refusal,
@@ -50,6 +51,7 @@ from coordinator.campaign.window import (
 from coordinator.config import CoordinatorConfig
 from protocol.eligibility import Terms, judge_join, needs_base
 from protocol.messages import AgentStatus, Answer
+from protocol.waiting import Waiting
 
 # After a failed statistics, build or install step; a robot must have time to come back.
 RETRY_S = 5.0
@@ -88,6 +90,7 @@ class Campaign:
         self._exporting = False
         self._enough_since: float | None = None
         self._retry_at = 0.0
+        self._retry_why = ""
         self._settled_at = 0.0
         self._pause_until = 0.0
         self._install_after: dict[str, float] = {}
@@ -139,7 +142,7 @@ class Campaign:
         actions: list[Action] = [_round_note(summary)]
         if len(sketches) < self._rules.min_agents:
             state.phase = CampaignPhase.GATHERING
-            self._retry_at = now + RETRY_S
+            self._retry(now, summary.error or f"{len(sketches)} robots sent statistics")
             return actions
         state.sketches = sketches
         state.founders = sorted(sketches)
@@ -152,7 +155,7 @@ class Campaign:
         state = self.state
         if isinstance(built, str):
             state.phase = CampaignPhase.GATHERING
-            self._retry_at = now + RETRY_S
+            self._retry(now, built)
             return [Note("build_failed", {"reason": built})]
         state.bases = [built.base]
         state.spec = built.spec
@@ -180,7 +183,7 @@ class Campaign:
                 state.phase = CampaignPhase.WAITING
                 state.next_window_unix_s = now + self._rules.interval_s
             else:
-                self._retry_at = now + RETRY_S
+                self._retry(now, summary.error or "no robot could take the base")
         return [_round_note(summary)]
 
     def on_trained(self, summary: RoundSummary, new_base: Base | None, now: float) -> list[Action]:
@@ -227,6 +230,13 @@ class Campaign:
             "grounds": release.evaluation.grounds,
         }
         return [Note("released", fields)]
+
+    def waiting(self, now: float) -> list[Waiting]:
+        """For what the campaign waits; empty only once it is finished."""
+        clock = CampaignClock(
+            self.data_plane, self._enough_since, self._retry_at, self._retry_why, self._window
+        )
+        return campaign_waits(self.state, self._rules, self.roster, clock, now)
 
     # --- what time brings ---
 
@@ -410,6 +420,9 @@ class Campaign:
         return Note("release_refused", {"round": number, "reason": reason})
 
     # --- small ones ---
+
+    def _retry(self, now: float, why: str) -> None:
+        self._retry_at, self._retry_why = now + RETRY_S, why
 
     def _base(self) -> Base:
         base = self.state.base

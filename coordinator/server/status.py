@@ -19,8 +19,8 @@ def make_snapshot(
 ) -> bytes:
     """UTF-8 JSON. Keys:
 
-    unix_s, fleet; campaign {phase, round, rounds, base_digest, next_window_s, window};
-    agents {id: {connected, heard_s_ago, status}}; windows, rounds (oldest first);
+    unix_s, fleet; campaign {phase, round, rounds, base_digest, next_window_s, waiting, window};
+    agents {id: {connected, heard_s_ago, waiting, status}}; windows, rounds (oldest first);
     held_out {round: {agent: {round, action_mae, loss, frames}}}; evaluation, the rows of
     coordinator.campaign.evaluation; candidates, export, releases, refused, leaks;
     bytes {up, down}; broker, flower, events.
@@ -46,6 +46,7 @@ def make_snapshot(
             "base_digest": None if base is None else base.digest,
             "normalizer_digest": state.normalizer_digest,
             "next_window_s": round(state.next_window_unix_s - now_unix_s, 1),
+            "waiting": [reason.shown() for reason in campaign.waiting(now_unix_s)],
             "window": None if state.window is None else state.window.model_dump(mode="json"),
         },
         "agents": campaign.roster.snapshot(now_unix_s),

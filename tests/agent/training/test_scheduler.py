@@ -70,6 +70,8 @@ class Site:
     def turns(self, count: int) -> None:
         for _ in range(count):
             self.scheduler.turn()
+            # Steps without an end are the only thing that goes on without a reason.
+            assert self.scheduler.waiting is not None or self.scheduler.phase == "training"
 
     def merge(self) -> None:
         """As the client app does: what is published goes out, and into the aggregate."""

@@ -53,7 +53,10 @@ class Fleet:
             "gather_s": 5.0, "open_when": "ready", "min_local_steps": 10,
             "evaluation_wait_s": 30.0,
         }  # fmt: skip
-        self.config = CoordinatorConfig.model_validate({"campaign": {**fields, **rules}})
+        policy = rules.pop("policy", {})
+        self.config = CoordinatorConfig.model_validate(
+            {"campaign": {**fields, **rules}, "policy": policy}
+        )
         numbers = itertools.count(1)
         self.campaign = Campaign(
             self.config,
@@ -72,7 +75,13 @@ class Fleet:
         self.now += seconds
         actions = self.campaign.tick(self.now)
         self.actions += actions
+        waits = self.campaign.waiting(self.now)
+        assert bool(waits) == (self.state.phase is not CampaignPhase.FINISHED), self.state.phase
+        assert all(reason.text for reason in waits)
         return actions
+
+    def reasons(self) -> list[str]:
+        return [reason.text for reason in self.campaign.waiting(self.now)]
 
     def status(self, agent: str, base: int | None = None, steps: int = 0, **fields: Any) -> None:
         status = {
@@ -212,6 +221,59 @@ def test_statistics_wait_for_enough_robots_and_then_for_nobody_longer_than_gathe
         fleet.status(agent)
     (order,) = rounds(fleet.tick(3.0))
     assert order.members == ("arm-1", "arm-2")
+
+
+def test_gathering_says_how_many_robots_are_missing_and_what_each_lacks() -> None:
+    fleet = Fleet(min_agents=3, min_episodes=10)
+    fleet.status("arm-1", episodes=3)
+    fleet.status("arm-2", episodes=10, data_plane=False)
+    fleet.tick()
+    assert fleet.reasons() == [
+        "waiting for 3 more robots",
+        "arm-1 has 3 of 10 episodes",
+        "arm-2 is not connected to the SuperLink",
+        "arm-3 is not connected",
+    ]
+    for agent in ("arm-1", "arm-2"):
+        fleet.status(agent, episodes=10)
+    fleet.tick()
+    assert fleet.reasons()[0] == "waiting for 1 more robot"
+
+
+def test_a_camera_that_the_policy_sees_and_a_robot_lacks_is_named() -> None:
+    camera = {"name": "front", "height": 48, "width": 64}
+    fleet = Fleet(policy={"cameras": [camera]})
+    fleet.everybody(cameras={"front": (48, 64)})
+    fleet.status("arm-2", cameras={"side": (48, 64)})
+    fleet.status("arm-3", cameras={})
+    fleet.tick()
+    assert fleet.reasons() == [
+        "waiting for 1 more robot",
+        "arm-2 has no camera 'front', which the policy sees",
+        "arm-3 has no camera 'front', which the policy sees",
+    ]
+
+
+def test_between_windows_it_says_when_the_next_opens_and_who_has_not_gained_enough() -> None:
+    fleet = Fleet()
+    fleet.get_base_0()
+    fleet.everybody(0, 10)
+    fleet.status("arm-2", 0, 4)
+    fleet.tick()
+    first, second = fleet.reasons()
+    assert first.startswith("no window open, next when every robot gained 10 steps, at ")
+    assert second == "arm-2 gained 4 of 10 steps"
+
+
+def test_what_failed_is_told_with_the_time_of_the_next_attempt() -> None:
+    fleet = Fleet()
+    fleet.everybody()
+    fleet.tick()
+    summary = RoundSummary(round=0, kind="statistics", members=list(AGENTS), error="no SuperLink")
+    fleet.campaign.on_statistics(summary, {}, fleet.now)
+    fleet.tick()
+    assert fleet.reasons()[0].startswith("again at ")
+    assert fleet.reasons()[0].endswith("after: no SuperLink")
 
 
 def test_a_robot_of_another_shape_does_not_hold_up_the_others() -> None:
