@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 # One more than there are cores: tests wait for processes and clocks as well.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 
-.PHONY: demo test test-unit test-system check mutants format hooks install bench
+.PHONY: demo test test-unit test-system check mutants format hooks install browser bench
 
 demo: install
 	$(RUN)/armada demo $(ARGS)
@@ -15,7 +15,7 @@ test-unit: install
 	$(RUN)/python -m pytest -m "not system" -n $(WORKERS) --dist loadfile $(ARGS)
 
 # One after the other: these start real processes that keep time.
-test-system: install
+test-system: install browser
 	$(RUN)/python -m pytest -m system $(ARGS)
 
 check: install
@@ -37,6 +37,10 @@ hooks: install
 
 bench: install
 	@for file in benchmarks/[a-z]*.py; do echo "# $$file"; $(RUN)/python $$file || exit 1; done
+
+# Without it the tests that look at report.html are skipped, and say so.
+browser:
+	-sh deploy/install/bootstrap.sh browser
 
 install: $(STAMP)
 

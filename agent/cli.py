@@ -439,7 +439,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         if row["state"] == "off" and row["pid"] is None and not reason:
             continue
         again = f", restarted {row['restarts']} times" if row["restarts"] else ""
-        lines.append(f"  {name:<10}{row['state']}{again}{f': {reason}' if reason else ''}")
+        lines.append(f"  {name:<11}{row['state']}{again}{f': {reason}' if reason else ''}")
     return lines
 
 

@@ -24,6 +24,7 @@ from agent.operations.state_machine import Event, Machine, State
 from agent.policies.errors import StoreDamaged, StoreError
 from agent.policies.store import PolicyStore
 from agent.policies.trials import PolicyTrials
+from agent.recording.journal import FINISHED
 from agent.supervisor.process_table import process_table
 from agent.training.exchange import LocalOrder, TrainingExchange
 from agent.training.reasons import training_wait
@@ -387,7 +388,7 @@ class Supervisor:
 
     def _waiting(self) -> list[dict[str, Any]]:
         """For what this robot waits, each reason with what it is about."""
-        trainer, ingest = self._statuses.get("trainer"), self._statuses.get("ingest", {})
+        trainer = self._statuses.get("trainer")
         row = self._children.get("trainer")
         process = "off" if row is None else row.describe()["state"]
         said = None if trainer is None else trainer.get("waiting")
@@ -399,8 +400,10 @@ class Supervisor:
             said=None if said is None else Waiting.model_validate(said),
         )
         found = [] if training is None else [{"about": "training", **training.shown()}]
-        if ingest.get("waiting"):
-            behind = waiting(Reason.INGESTING, count=int(ingest["waiting"]))
+        # Looked for, not heard of: ingest is silent for as long as it takes an episode.
+        journals = sum(1 for _ in self.config.journal_dir.glob(f"*{FINISHED}"))
+        if journals:
+            behind = waiting(Reason.INGESTING, count=journals)
             found.append({"about": "dataset", **behind.shown()})
         fleet = self._statuses.get("federation", {}).get("waiting", ())
         return found + [{"about": "fleet", **Waiting.model_validate(w).shown()} for w in fleet]

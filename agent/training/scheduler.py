@@ -257,7 +257,7 @@ class TrainingScheduler:
             judge = build_policy(base.spec, base.normalizer, seed=0)
             self._judge = judge.to(self._compute.device)
         self._work.start_from(base)
-        self._base, self._evaluation, self._hindrance = base, None, ""
+        self._base, self._evaluation, self._hindrance = base, None, None
         self._baseline_due = self._baseline.is_due(base)
         self._looked_at_data_s = float("-inf")
         log.info("base %s of round %d", base.info.digest[:12], base.info.round)

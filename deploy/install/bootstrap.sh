@@ -31,6 +31,13 @@ apt_install() {
         die "apt-get could not install: $*"
 }
 
+# `bootstrap.sh browser`: what the test of report.html looks at it with, and nothing else.
+if [ "${1:-}" = browser ]; then
+    command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 ||
+        apt_install chromium
+    exit 0
+fi
+
 # System packages: the broker, and a software EGL for the twin's cameras.
 missing=
 command -v mosquitto >/dev/null 2>&1 || [ -x /usr/sbin/mosquitto ] || missing="$missing mosquitto"

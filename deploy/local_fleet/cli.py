@@ -17,12 +17,16 @@ from rich.live import Live
 from rich.table import Table
 
 from agent.errors import AgentClientError
+from agent.policies.errors import StoreError
 from coordinator.errors import CoordinatorError
-from deploy.local_fleet.demo import WALKS, Demo, DemoSettings, write_json
+from deploy.local_fleet.demo import WALKS, Demo, DemoSettings, Sight, write_json
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
+from deploy.local_fleet.page import render_page
 from deploy.local_fleet.report import Report, as_table
 from deploy.local_fleet.status_reader import held_out_of
 from host.command_line import INTERRUPTED, command_group, run_command_line
+from policy.errors import PolicyError
+from robot_io.twin.errors import TwinError
 
 REFRESH_S = 0.5
 _DEFAULTS = DemoSettings()
@@ -41,7 +45,7 @@ def view(demo: Demo) -> Table:
         table.add_row(
             robot.robot_id,
             robot.plan.sector.name,
-            robot.step,
+            f"{robot.step}: {seen.waiting}" if robot.step == seen.phase else robot.step,
             str(robot.recorded),
             str(seen.steps),
             f"{errors[-1][1]:.2f}" if errors else "-",
@@ -93,6 +97,12 @@ def demo(
         int, typer.Option(help="placements per sector, for each robot and each policy")
     ] = _DEFAULTS.trials_per_sector,
     seed: int = _DEFAULTS.seed,
+    policy: Annotated[
+        Sight, typer.Option(help="sees the camera's pictures, or a tracker's numbers")
+    ] = _DEFAULTS.policy,
+    page: Annotated[
+        Path, typer.Option("--report", metavar="FILE", help="the page that it ends with")
+    ] = Path("report.html"),
 ) -> None:
     """A coordinator and three robots on this machine, through all that Armada does."""
     settings = DemoSettings(
@@ -101,11 +111,19 @@ def demo(
         steps_per_round=steps_per_round,
         trials_per_sector=trials,
         seed=seed,
+        policy=policy,
     )
-    raise typer.Exit(_run(settings, folder, json_path, keep=keep))
+    raise typer.Exit(_run(settings, folder, json_path, page, keep=keep))
 
 
-def _run(settings: DemoSettings, chosen: Path | None, json_path: Path | None, *, keep: bool) -> int:
+def _run(
+    settings: DemoSettings,
+    chosen: Path | None,
+    json_path: Path | None,
+    page: Path,
+    *,
+    keep: bool,
+) -> int:
     """Exit status: 0 only if every walk completed, 130 after Ctrl-C."""
     console = Console()
     if chosen is not None and chosen.exists() and any(chosen.iterdir()):
@@ -133,6 +151,12 @@ def _run(settings: DemoSettings, chosen: Path | None, json_path: Path | None, *,
     console.print(as_table(report))
     if json_path is not None:
         write_json(report, json_path)
+    try:
+        page.write_text(render_page(report, demo.replay()), encoding="utf-8")
+    except (StoreError, PolicyError, TwinError) as error:
+        console.print(f"armada demo: no page: {error} (all is kept in {folder})", markup=False)
+        return 1
+    console.print(f"report: {page.resolve()}")
     if chosen is None and not keep and report.complete:
         shutil.rmtree(folder)
     return 0 if report.complete else 1

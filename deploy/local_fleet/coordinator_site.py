@@ -70,6 +70,10 @@ class CoordinatorSite:
             self._client = OperatorClient(self.folder)
         return self._client.status()
 
+    def audit_log(self) -> bytes:
+        """The coordinator's record of all that it decided, as it lies on the disk."""
+        return (self.folder / "state" / "audit.jsonl").read_bytes()
+
     def _run(self, *arguments: str) -> None:
         done = subprocess.run(
             [*ARMADA, "coordinator", *arguments], capture_output=True, text=True, check=False

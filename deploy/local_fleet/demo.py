@@ -10,20 +10,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent.errors import AgentClientError
 from deploy.local_fleet.coordinator_site import CoordinatorSite
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
 from deploy.local_fleet.plan import make_plan
 from deploy.local_fleet.processes import ProcessGroup
+from deploy.local_fleet.replay import ReplayClip, replay_pair
 from deploy.local_fleet.report import Report
 from deploy.local_fleet.robot import RobotSite
 from deploy.local_fleet.status_reader import robot_report, rounds_of
+from deploy.local_fleet.timeline import Span, audit_entries, coordinator_spans, robot_spans
 
+Sight = Literal["pictures", "state"]
 WALKS = ("demonstration", "contribution", "release")
 AGENT_GRACE_S = 15.0  # time to park before torque-off
 GRACE_S = 5.0
+# Of the overhead camera: what the policy sees, or what the tracker needs. Width, height.
+CAMERA_PX: dict[Sight, tuple[int, int]] = {"pictures": (64, 48), "state": (128, 96)}
 POLL_S = 0.25
 
 
@@ -38,6 +43,7 @@ class DemoSettings:
     trials_per_sector: int = 2
     trial_s: float = 6.0
     seed: int = 7
+    policy: Sight = "pictures"
 
     @property
     def local_steps(self) -> int:
@@ -68,8 +74,16 @@ class DemoSettings:
             },
             # Many short rounds with a rate that falls from one to the next: a few long ones did not
             # get there on sectors that the robots do not share.
-            "policy": {"learning_rate": 1e-3, "round_decay": 0.85},
+            "policy": {"learning_rate": 1e-3, "round_decay": 0.85, **self._sees()},
         }
+
+    def _sees(self) -> dict[str, Any]:
+        """A trunk of keypoints learns from pictures of this size in minutes, and is averaged."""
+        if self.policy == "state":
+            return {}
+        width, height = CAMERA_PX[self.policy]
+        camera = {"name": "overhead", "width": width, "height": height}
+        return {"backbone": "keypoints", "cameras": [camera], "batch_size": 16}
 
 
 @dataclass
@@ -125,7 +139,8 @@ class Demo:
             self.robots.append(
                 RobotSite(
                     plan, self.folder / plan.robot_id, self.group, self.stopping.is_set,
-                    settings.local_steps,
+                    settings.local_steps, CAMERA_PX[settings.policy],
+                    tracker=settings.policy == "state",
                 )
             )  # fmt: skip
         for robot in self.robots:
@@ -157,7 +172,7 @@ class Demo:
             self.fleet_status = self.coordinator.status()
             for robot in self.robots:
                 robot.watch()
-                robot.step = robot.seen.phase
+                robot.begin(robot.seen.phase)
             return True if self.fleet_status["campaign"]["phase"] == "finished" else None
 
         # Each look costs a core some milliseconds that the trainers could have.
@@ -240,7 +255,32 @@ class Demo:
                 for robot in self.robots
             ),
             trials=tuple(trial for robot in self.robots for trial in robot.trials),
+            policy=self.settings.policy,
+            seed=self.settings.seed,
+            spans=self._spans(),
         )
+
+    def _spans(self) -> tuple[Span, ...]:
+        now_s = time.time()
+        start_s = now_s - self.seconds["total"]
+        robots = [
+            span
+            for robot in self.robots
+            for span in robot_spans(robot.robot_id, robot.notes, start_s, now_s)
+        ]
+        return (*robots, *coordinator_spans(audit_entries(self.coordinator.audit_log()), start_s))
+
+    def replay(self) -> list[ReplayClip]:
+        """Both policies of each robot once more, on its first placement outside its own sector."""
+        self.phase = "pictures for the report"
+        clips: list[ReplayClip] = []
+        for robot in self.robots:
+            places = [trial.placement for trial in robot.plan.trials]
+            elsewhere = [place for place in places if place.sector != robot.plan.sector.name]
+            if elsewhere:
+                folders = robot.policy_folders()
+                clips += replay_pair(robot.robot_id, folders, elsewhere[0], self.settings.trial_s)
+        return clips
 
     def _stop(self) -> None:
         self.phase = "stopping"

@@ -10,6 +10,9 @@ from rich.console import Group
 from rich.table import Table
 
 from deploy.local_fleet.plan import Placement
+from deploy.local_fleet.timeline import Span
+
+NAMES = {"local": "local only", "active": "global"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,19 @@ class RobotReport:
     held_out_before: float | None
     held_out_local: float | None
     held_out_after: float | None
-    training_loss_first: float | None
-    training_loss_last: float | None
+    bytes_kept: int  # of the recorded episodes, which never leave the robot
+    held_out: tuple[tuple[int, float], ...]  # (round, error) of each global base
+    losses: tuple[tuple[int, float], ...]  # (round, training loss) of each contribution
+
+    @property
+    def training_loss_first(self) -> float | None:
+        """Of its first contribution."""
+        return self.losses[0][1] if self.losses else None
+
+    @property
+    def training_loss_last(self) -> float | None:
+        """Of its last contribution."""
+        return self.losses[-1][1] if self.losses else None
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,9 @@ class Report:
     releases: int
     robots: tuple[RobotReport, ...]
     trials: tuple[TrialResult, ...]
+    policy: str
+    seed: int
+    spans: tuple[Span, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -137,10 +154,9 @@ def as_table(report: Report) -> Group:
     loop = Table(title="Cube lifted, on placements that nobody demonstrated", title_justify="left")
     for heading in ("policy", "where", "lifted", "trials", "rate"):
         loop.add_column(heading, justify="left" if heading in {"policy", "where"} else "right")
-    names = {"local": "local only", "active": "global"}
     for success in successes(report.trials):
         loop.add_row(
-            names.get(success.policy, success.policy), success.where, str(success.lifted),
+            NAMES.get(success.policy, success.policy), success.where, str(success.lifted),
             str(success.trials), f"{100 * success.lifted / success.trials:.0f} %",
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.client import AgentClient
+from agent.policies.store import PolicyStore
 from agent.rollout_operator import RolloutOperator
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
 from deploy.local_fleet.plan import Placement, RobotPlan, Trial
@@ -45,13 +46,6 @@ width = {camera[width]}
 height = {camera[height]}
 fps = {camera[fps]}
 
-[tracker]
-camera = "overhead"
-object = "cube"
-hue_min_deg = 340.0
-hue_max_deg = 20.0
-homography = {camera[table_homography]}
-
 [control]
 fps = {fps}
 
@@ -72,6 +66,16 @@ state_dir = "{state_dir}"
 """
 
 
+TRACKER_CONFIG = """
+[tracker]
+camera = "overhead"
+object = "cube"
+hue_min_deg = 340.0
+hue_max_deg = 20.0
+homography = {homography}
+"""
+
+
 @dataclass
 class RobotSite:
     """A robot host: its folder, its twin, its agent."""
@@ -81,11 +85,14 @@ class RobotSite:
     group: ProcessGroup
     stopping: Callable[[], bool]
     baseline_steps: int
+    camera_px: tuple[int, int]  # width, height of the overhead camera
+    tracker: bool  # whether the cube's place is found in its pictures, for the policy
     agent_process: Process | None = None
     trials: list[TrialResult] = field(default_factory=list)
     recorded: int = 0
     recording: dict[str, Any] = field(default_factory=dict)
     step: str = "starting"
+    notes: list[tuple[float, str]] = field(default_factory=list)  # (unix_s, step) of each change
     seen: Seen = field(default_factory=Seen)
     _watcher: AgentClient | None = None
     _twin: dict[str, Any] = field(default_factory=dict)
@@ -110,13 +117,20 @@ class RobotSite:
         """The agent's state folder."""
         return self.folder / "state"
 
+    def begin(self, step: str) -> None:
+        """Say what it does from now on."""
+        if step != self.step:
+            self.step = step
+            self.notes.append((time.time(), step))
+
     def start_twin(self) -> None:
         """Start the twin; `twin_ready` tells when it is up."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.group.start(
             f"{self.robot_id}-twin",
             [*ARMADA, "twin", "run", "--dir", str(self.folder / "twin"), "--seed",
-             str(self.plan.seed), "--bus-timing"],
+             str(self.plan.seed), "--bus-timing", "--camera",
+             "overhead:{}x{}@30".format(*self.camera_px)],
         )  # fmt: skip
 
     def twin_ready(self) -> dict[str, Any] | None:
@@ -130,21 +144,28 @@ class RobotSite:
     def start_agent(self) -> None:
         """Write the agent's configuration and start its daemon."""
         twin = self._twin
-        self.config_path.write_text(
-            AGENT_CONFIG.format(
-                twin=twin,
-                camera=twin["cameras"]["overhead"],
-                robot_id=self.robot_id,
-                park_pose=park_pose(twin["rest_joints_rad"], twin["joint_range_rad"]),
-                fps=CONTROL_HZ,
-                baseline_steps=self.baseline_steps,
-                bundle=self.bundle,
-                state_dir=self.state_dir,
-            )
+        camera = twin["cameras"]["overhead"]
+        text = AGENT_CONFIG.format(
+            twin=twin,
+            camera=camera,
+            robot_id=self.robot_id,
+            park_pose=park_pose(twin["rest_joints_rad"], twin["joint_range_rad"]),
+            fps=CONTROL_HZ,
+            baseline_steps=self.baseline_steps,
+            bundle=self.bundle,
+            state_dir=self.state_dir,
         )
+        if self.tracker:
+            text += TRACKER_CONFIG.format(homography=camera["table_homography"])
+        self.config_path.write_text(text)
         self.agent_process = self.group.start(
             f"{self.robot_id}-agent", [*ARMADA, "agent", "run", "--config", str(self.config_path)]
         )
+
+    def policy_folders(self) -> dict[str, Path]:
+        """Name -> folder of the policies that this robot tries."""
+        store = PolicyStore(self.state_dir / "policies")
+        return {policy: store.resolve(policy) for policy in ("local", "active")}
 
     def client(self) -> AgentClient:
         """A connection to the agent's Unix socket."""
@@ -163,7 +184,7 @@ class RobotSite:
         hand.ask("place", object="cube", x_m=AWAY_M[0], y_m=AWAY_M[1], yaw_rad=0.0)
         for arm in ("follower", "leader"):
             self._stop_if_asked()
-            self.step = f"calibrating the {arm}"
+            self.begin(f"calibrating the {arm}")
             hand.ask("hand", arm=arm, joints_rad=middle(self._twin["joint_range_rad"]))
             self._settle(hand, arm, middle(self._twin["joint_range_rad"]))
             client.calibrate(arm, "homing")
@@ -188,13 +209,13 @@ class RobotSite:
         """Demonstrate every placement of the plan: leader -> agent -> follower, recorded."""
         with self.hand() as hand, self.client() as client:
             self._record(hand, client)
-        self.step = "recorded"
+        self.begin("recorded")
 
     def _record(self, hand: TwinControl, client: AgentClient) -> None:
         rate_hz = 0.0
         for number, place in enumerate(self.plan.demonstrations, 1):
             self._stop_if_asked()
-            self.step = f"demonstrating {number}/{len(self.plan.demonstrations)}"
+            self.begin(f"demonstrating {number}/{len(self.plan.demonstrations)}")
             for _ in range(ATTEMPTS):
                 hand.ask("rest")
                 _put_cube(hand, place)
@@ -213,17 +234,21 @@ class RobotSite:
             **status["recording"],
             "rate_hz": rate_hz,
             "missed_deadlines": status["missed_deadlines"],
+            "bytes": sum(each.stat().st_size for each in self._journals()),
         }
+
+    def _journals(self) -> list[Path]:
+        return [each for each in (self.state_dir / "journal").rglob("*.mcap") if each.is_file()]
 
     def try_policies(self, seconds: float) -> None:
         """Run every trial of the plan in the closed loop and judge it by the cube."""
         with self.hand() as hand, self.client() as client, RolloutOperator(client) as operator:
             for number, trial in enumerate(self.plan.trials, 1):
                 self._stop_if_asked()
-                self.step = f"trial {number}/{len(self.plan.trials)} ({trial.policy})"
+                self.begin(f"trial {number}/{len(self.plan.trials)} ({trial.policy})")
                 self.trials.append(self._try(hand, client, operator, trial, seconds))
             client.rollout_disarm()
-        self.step = "tried"
+        self.begin("tried")
 
     def _try(
         self,

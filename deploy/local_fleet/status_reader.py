@@ -15,6 +15,7 @@ class Seen:
 
     steps: int = 0
     phase: str = "-"
+    waiting: str = ""
     local_steps: int = 0
     local_held_out: float | None = None
     policy: int | None = None
@@ -29,6 +30,7 @@ def seen_in(status: dict[str, Any], before: Seen) -> Seen:
     return Seen(
         steps=max(before.steps, int(trainer.get("steps_total", 0))),
         phase=str(trainer.get("phase", before.phase)),
+        waiting=next((e["text"] for e in status["waiting"] if e["about"] == "training"), ""),
         local_steps=max(before.local_steps, int(baseline.get("steps", 0))),
         local_held_out=baseline.get("held_out_mae", before.local_held_out),
         policy=status.get("policy"),
@@ -56,15 +58,15 @@ def robot_report(
     """One robot's line of the report.
 
     `recorded` is what the agent said at the end of the demonstrations: its `recording` table with
-    the loop's `rate_hz` and `missed_deadlines`.
+    the loop's `rate_hz` and `missed_deadlines`, and the `bytes` of its journals.
     """
     replies = [
-        reply
+        (int(each["round"]), reply)
         for each in rounds_of(fleet)
         for reply in each["replies"]
         if reply["agent_id"] == robot_id and reply["accepted"]
     ]
-    losses = [reply["loss"] for reply in replies if reply["loss"] is not None]
+    losses = [(number, float(r["loss"])) for number, r in replies if r["loss"] is not None]
     held_out = held_out_of(fleet, robot_id)
     bytes_down = sum(
         each["bytes_down"] // max(1, len(each["members"]))
@@ -78,13 +80,14 @@ def robot_report(
         frames=int(recorded["frames"]),
         rate_hz=float(recorded["rate_hz"]),
         missed_deadlines=int(recorded["missed_deadlines"]),
-        steps=sum(int(reply["steps"]) for reply in replies),
+        steps=sum(int(reply["steps"]) for _, reply in replies),
         local_steps=seen.local_steps,
-        bytes_up=sum(int(reply["bytes_up"]) for reply in replies),
+        bytes_up=sum(int(reply["bytes_up"]) for _, reply in replies),
         bytes_down=bytes_down,
         held_out_before=held_out[0][1] if held_out else None,
         held_out_local=seen.local_held_out,
         held_out_after=held_out[-1][1] if len(held_out) > 1 else None,
-        training_loss_first=losses[0] if losses else None,
-        training_loss_last=losses[-1] if losses else None,
+        bytes_kept=int(recorded["bytes"]),
+        held_out=tuple(held_out),
+        losses=tuple(losses),
     )

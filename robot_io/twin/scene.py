@@ -388,6 +388,12 @@ def _furnish(spec: Any, variation: SceneVariation) -> None:
         xyaxes=(*axes[:, 0], *axes[:, 1]),
         fovy=overhead_fovy_deg(),
     )
+    world.add_camera(  # for people who look on: no policy is trained on it
+        name="bystander",
+        pos=(0.5, -0.42, 0.36),
+        xyaxes=(0.733, 0.680, -0.000, -0.277, 0.298, 0.914),
+        fovy=34.0,
+    )
 
 
 def _add_cube(spec: Any, cube: TableCube, variation: SceneVariation) -> None:

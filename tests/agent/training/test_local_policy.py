@@ -133,6 +133,7 @@ def test_killed_it_goes_on_from_its_checkpoint_also_with_an_episode_more(
     alone: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.training.local_baseline.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("agent.training.local_baseline._SAVING_SHARE", 1e9)
     alone.order()
     alone.turns(10)
     ingest = Ingest(alone.config)
