@@ -39,7 +39,7 @@ class Reason(StrEnum):
 
     # The trainer of one robot.
     TRAINING_OFF = "training_off", "training is off (training.enabled)"
-    TRAINER_DOWN = "trainer_down", "the trainer is {state}"
+    TRAINER_DOWN = "trainer_down", "the trainer does not run: {state}"
     IN_USE = "in_use", "trainer frozen because the arm is in use ({state})"
     NO_BASE = "no_base", "no base yet from the coordinator"
     BASE_REFUSED = "base_refused", "base refused: {why}"

@@ -390,7 +390,7 @@ class Supervisor:
         """For what this robot waits, each reason with what it is about."""
         trainer = self._statuses.get("trainer")
         row = self._children.get("trainer")
-        process = "off" if row is None else row.describe()["state"]
+        process = "off" if row is None else row.reason or row.describe()["state"]
         said = None if trainer is None else trainer.get("waiting")
         training = training_wait(
             enabled=self.config.training.enabled,

@@ -78,12 +78,12 @@ class DemoSettings:
         }
 
     def _sees(self) -> dict[str, Any]:
-        """A trunk of keypoints learns from pictures of this size in minutes, and is averaged."""
+        """ACT's own trunk of keypoints was trained on pictures of this size, and is frozen."""
         if self.policy == "state":
             return {}
         width, height = CAMERA_PX[self.policy]
         camera = {"name": "overhead", "width": width, "height": height}
-        return {"backbone": "keypoints", "cameras": [camera], "batch_size": 16}
+        return {"cameras": [camera], "batch_size": 16}
 
 
 @dataclass

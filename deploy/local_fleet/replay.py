@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.policies.folder import read_policy_folder
 from deploy.local_fleet.plan import Placement
 from deploy.local_fleet.video import encode_mp4
+from policy.release.folder import read_policy_folder
 from policy.session import OnnxPolicy
 from policy.spec import ENVIRONMENT, IMAGES, STATE
 from robot_io.calibration import Vector
-from robot_io.twin.lockstep import CONTROL_HZ, CubePlacement, LockstepTwin, TwinObservation
+from robot_io.twin.layout import CubePlacement
+from robot_io.twin.lockstep import CONTROL_HZ, LockstepTwin, TwinObservation
 from robot_io.twin.scene import SceneCamera
 
 VIEW = SceneCamera("bystander", 640, 480, CONTROL_HZ)
@@ -47,8 +48,7 @@ def replay_pair(
     """A clip of each policy (name -> folder) on one placement, all equally long.
 
     Raises:
-        PolicyRefused: a folder is damaged.
-        PolicyError: a graph cannot be run.
+        PolicyError: a folder is damaged, or a graph cannot be run.
         OutOfReach: no cube can be grasped there.
     """
     runs = {name: _replay(folder, placement, seconds) for name, folder in folders.items()}

@@ -16,7 +16,7 @@ import pytest
 from agent_site import Person, Robot, Site, at_rest, prepare, wait_for, wait_ready
 
 from agent.client import AgentClient
-from agent.policies.folder import read_policy_folder
+from policy.release.folder import read_policy_folder
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(480)]
 

@@ -11,11 +11,11 @@ from written_episodes import write_config, write_episode
 
 from agent.config import load_config
 from agent.dataset.ingest import Ingest
-from agent.policies.folder import read_policy_folder
 from agent.policies.qualification import Qualification
 from agent.training import local_policy
 from agent.training.exchange import LocalOrder, LocalProgress, TrainingExchange
 from agent.training.scheduler import TrainingScheduler
+from policy.release.folder import read_policy_folder
 from protocol.waiting import Reason
 
 TRACKER = """

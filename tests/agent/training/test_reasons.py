@@ -28,7 +28,7 @@ def test_an_arm_in_use_is_the_reason_whatever_the_trainer_said_before_it_was_fro
 
 def test_training_that_is_off_or_a_trainer_that_is_not_there_is_the_reason() -> None:
     assert text(wait(enabled=False, allowed=False)) == "training is off (training.enabled)"
-    assert text(wait(process="waiting", said=None)) == "the trainer is waiting"
+    assert text(wait(process="waiting", said=None)) == "the trainer does not run: waiting"
 
 
 def test_otherwise_it_is_the_trainers_own_word() -> None:
