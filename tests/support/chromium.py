@@ -1,4 +1,9 @@
-"""A headless Chromium spoken to over its pipe: one page, its errors, and what its scripts say."""
+"""A headless Chromium spoken to over its pipe: one page, its errors, and what its scripts say.
+
+    python tests/support/chromium.py report.html docs/report.png
+
+makes the picture of the README anew.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ import os
 import select
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -135,3 +142,20 @@ class Chromium:
             self._process.kill()
             self._process.wait()
         os.close(self._read)
+
+
+def main(page: Path, picture: Path) -> None:
+    """The upper part of a page in the light scheme, its videos at their end."""
+    with tempfile.TemporaryDirectory() as profile, Chromium(Path(profile)) as browser:
+        browser.emulate("light", 1200, 1180)
+        browser.open(page)
+        browser.evaluate(
+            "document.querySelectorAll('video').forEach(video => {"
+            " video.pause(); video.currentTime = Math.max(0, video.duration - 0.2); });"
+            "new Promise(done => setTimeout(done, 1500))"
+        )
+        picture.write_bytes(browser.screenshot())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

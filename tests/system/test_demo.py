@@ -51,10 +51,10 @@ def folder(tmp_path_factory):
 
 
 def test_three_robots_go_through_all_three_walks(folder):
-    report_file = folder.parent / "report.json"
+    report_file, page_file = folder.parent / "report.json", folder.parent / "report.html"
     running = demo(
         folder, "--episodes", "4", "--rounds", "2", "--steps-per-round", "60", "--trials", "1",
-        "--json", str(report_file),
+        "--json", str(report_file), "--report", str(page_file),
         environment=LENIENT,
     )  # fmt: skip
     output, _ = running.communicate(timeout=840)
@@ -62,6 +62,9 @@ def test_three_robots_go_through_all_three_walks(folder):
     report = json.loads(report_file.read_text())
     assert report["walks"] == {"demonstration": True, "contribution": True, "release": True}
     assert report["rounds"] == 2
+    page = page_file.read_text()
+    assert page.count("data:video/mp4;base64,") == 3 * 2
+    assert all(span in page for span in ("calibrate", "demonstrate", "train alone", "release 1"))
     assert report["windows"] >= 2
     assert report["releases"] >= 1
     assert len(report["trials"]) == 3 * 3 * 2
