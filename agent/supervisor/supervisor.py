@@ -31,8 +31,7 @@ from agent.training.reasons import training_wait
 from host.files import FileStamp
 from host.memory import MemoryReserve, available_bytes
 from host.notify import Notifier
-from policy.errors import BadSpec, NotExportable
-from policy.kinds import require_exportable
+from policy.errors import BadSpec
 from protocol.waiting import Reason, Waiting, waiting
 
 log = logging.getLogger(__name__)
@@ -146,8 +145,8 @@ class Supervisor:
         if not training.enabled:
             raise Refused(waiting(Reason.TRAINING_OFF).text)
         try:
-            require_exportable(self.config.own_policy())
-        except (BadSpec, NotExportable) as error:
+            self.config.own_policy()
+        except BadSpec as error:
             raise Refused(waiting(Reason.UNFIT_POLICY, why=str(error)).text) from error
         exchange = TrainingExchange(self.config.training_dir)
         wanted = steps or training.local_steps
