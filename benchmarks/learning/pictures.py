@@ -32,7 +32,7 @@ class MemoryBatches:
         episode = np.concatenate(
             [data.episode + start for data, start in zip(robots, starts[:-1], strict=True)]
         )
-        self._last = torch.from_numpy(last_frames(episode))
+        self._last = torch.from_numpy(last_frames(episode, np.arange(len(episode))))
         self._offsets = torch.arange(spec.chunk_size)
         self._cameras = [each.key for each in spec.cameras]
         if self._cameras:
