@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from agent.client import AgentClient
 from agent.errors import AgentUnreachable, RequestFailed
+from host.threads import spawn
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class RolloutOperator:
         self._lease: str | None = None
         self._period_s = 0.2
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def arm(self, policy: str = "active") -> dict[str, Any]:
         """Load a policy and hold its lease. Raises AgentClientError."""
@@ -33,7 +34,7 @@ class RolloutOperator:
         return armed
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._thread = spawn("lease", self._renew, self._crashed)
         return self
 
     def __exit__(
@@ -43,7 +44,13 @@ class RolloutOperator:
         trace: TracebackType | None,
     ) -> None:
         self._ending.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _crashed(self, line: str) -> None:
+        """Nobody renews now, so the arm holds and parks within the lease."""
+        del line  # logged where it was caught
+        self._lease = None
 
     def _renew(self) -> None:
         while not self._ending.wait(self._period_s):

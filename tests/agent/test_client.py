@@ -73,7 +73,7 @@ def test_every_verb_arrives(agent: tuple[FakeRobot, AgentClient], verb: str) -> 
     reply = getattr(client, verb)(**FIELDS.get(verb, {}))
     assert reply["ok"] is True
     assert reply["state"] == robot.state.value
-    assert robot.told
+    assert robot.told or reply["policies"], "what touches nothing shows by its answer"
 
 
 def test_fields_may_be_given_in_order_or_by_name(agent: tuple[FakeRobot, AgentClient]) -> None:

@@ -121,7 +121,11 @@ def test_a_forged_time_hides_it_from_a_load_and_the_doctor_finds_it(
     forge(store.folder / "1" / ONNX)
     read_policy_folder(store.folder / "1")  # so it is: only a hash could tell
     record = (store.folder / "1" / RECORD_NAME).read_bytes()
-    found = {line.what: line for line in examine(config_path) if line.what.startswith("policy ")}
+    found = {
+        line.what: line
+        for line in examine(config_path)
+        if line.what.startswith("policy ") and not line.what.endswith("computes as")
+    }
     assert [(what, line.well) for what, line in found.items()] == [
         ("policy 1", False),
         ("policy 2", True),
