@@ -26,8 +26,6 @@ from policy.weights import Array
 if TYPE_CHECKING:
     import av
 
-_ASPECT_TOLERANCE = 0.02  # a squeezed picture is another camera
-
 
 @dataclass(frozen=True)
 class EpisodePictures(ABC):
@@ -198,8 +196,7 @@ def require_cameras(info: dict[str, Any], cameras: Sequence[CameraSpec]) -> None
         if feature["dtype"] not in ("video", "image"):
             raise BadDataset(f"camera {camera.name}: {feature['dtype']} is neither video nor image")
         height, width = feature["shape"][:2]
-        skew = (width * camera.height) / (height * camera.width)
-        if abs(skew - 1.0) > _ASPECT_TOLERANCE:
+        if not camera.accepts(height, width):
             raise BadDataset(
                 f"camera {camera.name}: recorded {width}x{height}, which cannot be scaled to "
                 f"the policy's {camera.width}x{camera.height}"

@@ -17,6 +17,7 @@ ENVIRONMENT = "observation.environment_state"
 IMAGES = "observation.images"
 ACTION = "action"
 
+_ASPECT_TOLERANCE = 0.02
 LEAST_RATE = 0.05  # of the first: a fleet that goes on for years must still learn
 
 
@@ -32,6 +33,11 @@ class CameraSpec(BaseModel):
     @property
     def key(self) -> str:
         return f"{IMAGES}.{self.name}"
+
+    def accepts(self, height: int, width: int) -> bool:
+        """Whether frames of this size may be scaled to the policy's: a squeezed one may not."""
+        skew = (width * self.height) / (height * self.width)
+        return abs(skew - 1.0) <= _ASPECT_TOLERANCE
 
 
 class PolicySpec(BaseModel):

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from agent.child.entry import run_as_child
 from agent.child.link import ChildLink
 from agent.config import AgentConfig
@@ -29,6 +31,7 @@ from policy.kinds import PREFIX_WEIGHTS, PREVIOUS
 from policy.release.folder import PolicyFolder, read_policy_folder
 from policy.rtc import prefix_weights, previous_chunk
 from policy.session import OnnxPolicy, blank_observation
+from policy.spec import PolicySpec
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +135,8 @@ class PolicyServer:
             if frame.header.get("digest") != loaded.folder.onnx_digest:
                 raise PolicyRefused(f"another policy is loaded: {loaded.folder.name}")
             task = str(frame.header.get("task", ""))
-            actions = loaded.policy.infer(_continuing(loaded.policy, frame), task)
+            observation = _scaled(_continuing(loaded.policy, frame), loaded.folder.spec)
+            actions = loaded.policy.infer(observation, task)
         except _POLICY_ERRORS as error:
             self.counts.failed += 1
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -160,6 +164,25 @@ def _continuing(policy: OnnxPolicy, frame: InferenceMessage) -> dict[str, Array]
     delay = delay if isinstance(delay, int) else 0
     observation[PREVIOUS] = previous_chunk(left, size)
     observation[PREFIX_WEIGHTS] = prefix_weights(delay, min(len(left), size), size)
+    return observation
+
+
+def _scaled(observation: dict[str, Array], spec: PolicySpec) -> dict[str, Array]:
+    """The observation with each picture at the policy's size, made as for its training.
+
+    One that cannot be scaled stays: the policy refuses it.
+    """
+    for camera in spec.cameras:
+        picture = observation.get(camera.key)
+        if (
+            picture is not None
+            and picture.ndim == 3
+            and picture.shape[:2] != (camera.height, camera.width)
+            and camera.accepts(*picture.shape[:2])
+        ):
+            observation[camera.key] = cv2.resize(
+                picture, (camera.width, camera.height), interpolation=cv2.INTER_AREA
+            )
     return observation
 
 

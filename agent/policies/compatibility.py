@@ -61,9 +61,9 @@ def incompatibilities(spec: PolicySpec, robot: RobotSignature) -> tuple[str, ...
                 f"the policy needs camera {camera.name!r}, this robot has "
                 f"{', '.join(sorted(robot.cameras)) or 'none'}; see [cameras]"
             )
-        elif shape != (camera.height, camera.width):
+        elif not camera.accepts(*shape):
             reasons.append(
                 f"the policy takes camera {camera.name!r} at {camera.width}x{camera.height}, "
-                f"this robot's gives {shape[1]}x{shape[0]}"
+                f"this robot's gives {shape[1]}x{shape[0]}, which has another shape"
             )
     return tuple(reasons)

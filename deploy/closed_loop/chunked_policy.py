@@ -28,8 +28,8 @@ _ROLLOUT = RolloutConfig()
 class ChunkModel(Protocol):
     """What of `policy.session.OnnxPolicy` is used."""
 
-    def infer(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Actions [C, 6] for an observation."""
+    def infer(self, observation: Mapping[str, NDArray[Any]], task: str = "") -> NDArray[Any]:
+        """Actions [C, 6] for an observation, and for a task where the policy takes words."""
 
 
 def cameras_of(spec: PolicySpec) -> tuple[SceneCamera, ...]:
@@ -72,9 +72,15 @@ class ChunkedPolicy:
     """
 
     def __init__(
-        self, model: ChunkModel, spec: PolicySpec, latency_ms: float, held: Callable[[], Vector]
+        self,
+        model: ChunkModel,
+        spec: PolicySpec,
+        latency_ms: float,
+        held: Callable[[], Vector],
+        words: str = "",
     ) -> None:
         self._model = model
+        self._words = words
         self._spec = spec
         self._held = held
         # A reply is picked up at the tick after it came.
@@ -105,7 +111,7 @@ class ChunkedPolicy:
             inputs = observed(self._spec, observation)
             request = None if inputs is None else scheduler.ask(tick)
             if inputs is not None and request is not None:
-                chunk = np.asarray(self._model.infer(inputs), np.float32)
+                chunk = np.asarray(self._model.infer(inputs, self._words), np.float32)
                 self._on_its_way.append((tick + self._latency_ticks, request, chunk))
         while self._on_its_way and self._on_its_way[0][0] <= tick:
             _, request, chunk = self._on_its_way.pop(0)

@@ -110,7 +110,7 @@ def _action_errors(
     with open_twin(loaded, setup.task, setup.robot_seed) as twin:
         for number in range(demonstrations):
             shown = demonstrate(twin, setup.layout(number), setup.seed + number)
-            predict = partial(_predict, loaded, shown)
+            predict = partial(_predict, loaded, shown, setup.task.words_for(setup.seed + number))
             found.append(
                 action_error_deg(predict, shown.action, twin.degrees_a_unit, _ASKED_EVERY_TICKS)
             )
@@ -120,10 +120,10 @@ def _action_errors(
     return dict(zip(FEATURES, np.mean(told, axis=0).tolist(), strict=True))
 
 
-def _predict(loaded: LoadedFolder, shown: Demonstration, tick: int) -> Actions | None:
+def _predict(loaded: LoadedFolder, shown: Demonstration, words: str, tick: int) -> Actions | None:
     images = {name: pictures[tick] for name, pictures in shown.images.items()}
     observation = TwinObservation(
         tick, shown.state[tick], shown.environment[tick], np.full(3, np.nan), images
     )
     inputs = observed(loaded.folder.spec, observation)
-    return None if inputs is None else loaded.model.infer(inputs)
+    return None if inputs is None else loaded.model.infer(inputs, words)

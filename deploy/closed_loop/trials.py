@@ -129,17 +129,17 @@ def try_policy(loaded: LoadedFolder, setup: TrialSetup) -> TrialsReport:
     spec = loaded.folder.spec
     with open_twin(loaded, setup.task, setup.robot_seed) as twin:
 
-        def new_source() -> ChunkedPolicy:
-            return ChunkedPolicy(loaded.model, spec, setup.latency_ms, lambda: twin.sent)
+        def new_source(words: str) -> ChunkedPolicy:
+            return ChunkedPolicy(loaded.model, spec, setup.latency_ms, lambda: twin.sent, words)
 
         records = record_trials(twin, new_source, setup)
     return report_of(loaded.folder, setup, spec.fps, records)
 
 
 def record_trials(
-    twin: LockstepTwin, new_source: Callable[[], TrialSource], setup: TrialSetup
+    twin: LockstepTwin, new_source: Callable[[str], TrialSource], setup: TrialSetup
 ) -> tuple[TrialRecord, ...]:
-    """The trials of the setup on a twin of its task and scene."""
+    """The trials of the setup on a twin of its task and scene; a source is told the words."""
     return tuple(_record_trial(twin, new_source, setup, number) for number in range(setup.trials))
 
 
@@ -166,13 +166,14 @@ def report_of(
 
 
 def _record_trial(
-    twin: LockstepTwin, new_source: Callable[[], TrialSource], setup: TrialSetup, number: int
+    twin: LockstepTwin, new_source: Callable[[str], TrialSource], setup: TrialSetup, number: int
 ) -> TrialRecord:
     seed, layout = setup.seed + number, setup.layout(number)
+    words = setup.task.words_for(seed)
     sources: list[TrialSource] = []
 
     def source() -> TrialSource:
-        sources.append(new_source())
+        sources.append(new_source(words))
         return sources[-1]
 
     trial = run_trial(twin, source, layout, seed)
@@ -184,7 +185,7 @@ def _record_trial(
         x_m=moved.x_m,
         y_m=moved.y_m,
         yaw_rad=moved.yaw_rad,
-        words=setup.task.words_for(seed),
+        words=words,
         succeeded=trial.succeeded,
         seconds=trial.ticks / twin.control_hz,
         held_ticks=sources[0].held_ticks,

@@ -46,7 +46,7 @@ class ExpertChunks:
         self._twin = twin
         self._plan = twin.demonstration()
 
-    def infer(self, observation: Mapping[str, Any]) -> np.ndarray:
+    def infer(self, observation: Mapping[str, Any], task: str = "") -> np.ndarray:
         assert observation[STATE].shape == (6,)
         ticks = range(self._twin.tick, self._twin.tick + tiny_spec().chunk_size)
         return np.stack(
@@ -62,7 +62,7 @@ def setup(**changes: Any) -> TrialSetup:
 def test_an_expert_behind_the_agents_schedule_succeeds_and_is_reported(folder: Path) -> None:
     twin = LockstepTwin()
 
-    def new_source() -> ChunkedPolicy:
+    def new_source(_words: str) -> ChunkedPolicy:
         return ChunkedPolicy(ExpertChunks(twin), tiny_spec(), 60.0, lambda: twin.sent)
 
     records = record_trials(twin, new_source, setup())
@@ -84,7 +84,7 @@ def test_a_chunk_is_played_as_late_as_stated_and_past_rows_are_skipped(
     latency_ms: float, ticks: int
 ) -> None:
     class FromState:
-        def infer(self, observation: Mapping[str, Any]) -> np.ndarray:
+        def infer(self, observation: Mapping[str, Any], task: str = "") -> np.ndarray:
             return expected_chunk(tiny_spec(), observation[STATE])
 
     held = np.full(6, -7.0, np.float32)
@@ -99,9 +99,26 @@ def test_a_chunk_is_played_as_late_as_stated_and_past_rows_are_skipped(
     assert source.held_ticks == ticks
 
 
+def test_a_policy_is_asked_in_the_words_of_its_trial() -> None:
+    told = []
+
+    class Listening:
+        def infer(self, observation: Mapping[str, Any], task: str = "") -> np.ndarray:
+            told.append(task)
+            return expected_chunk(tiny_spec(), observation[STATE])
+
+    with LockstepTwin((), task=LIFT) as twin:
+        records = record_trials(
+            twin,
+            lambda words: ChunkedPolicy(Listening(), tiny_spec(), 0.0, lambda: twin.sent, words),
+            setup(trials=2),
+        )
+    assert set(told) == {record.words for record in records} <= set(LIFT.words)
+
+
 def test_while_the_cube_is_not_seen_the_policy_is_not_asked() -> None:
     class Refusing:
-        def infer(self, observation: Mapping[str, Any]) -> np.ndarray:
+        def infer(self, observation: Mapping[str, Any], task: str = "") -> np.ndarray:
             raise AssertionError("asked without a place")
 
     held = np.ones(6, np.float32)

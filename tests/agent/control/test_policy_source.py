@@ -309,8 +309,8 @@ def test_a_wrong_rate_a_wrong_feature_and_a_wrong_digest_are_one_line_each(
     change_manifest(other, spec=spec)
     with pytest.raises(PolicyRefused, match=r"needs ball\.x_m, ball\.y_m, this robot tracks cube"):
         rig.load(other)
-    camera = write_policy(tmp_path / "3", tiny_spec(camera=(96, 128)))
-    with pytest.raises(PolicyRefused, match="'overhead' at 128x96, this robot's gives 64x48"):
+    camera = write_policy(tmp_path / "3", tiny_spec(camera=(96, 96)))
+    with pytest.raises(PolicyRefused, match="'overhead' at 96x96, this robot's gives 64x48"):
         rig.load(camera)
     changed = write_policy(tmp_path / "4")
     graph = changed / "policy.onnx"
