@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 
 from deploy.closed_loop.errors import CannotTry, ClosedLoopError
 from deploy.closed_loop.matrix import MatrixCell
-from deploy.closed_loop.matrix_file import MAX_SEED, read_matrix_file
+from deploy.closed_loop.matrix_file import LATENCY_MS, MAX_SEED, read_matrix_file
 from host.command_line import command_group, run_command_line
 from host.files import write_durable
 from policy.errors import BadModelFile, BadPolicyFolder, PolicyError
@@ -54,7 +54,7 @@ def trials(
     ] = None,
     latency_ms: Annotated[
         float, typer.Option(min=0, max=5000, help="from an observation to its actions")
-    ] = 60.0,
+    ] = LATENCY_MS,
     threads: Annotated[int, typer.Option(min=1, max=64, help="of ONNX Runtime")] = 1,
     matrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="policies x robots x tasks, in TOML")

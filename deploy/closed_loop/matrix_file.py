@@ -15,6 +15,7 @@ from protocol.trials import MAX_TRIALS, TrialLabel
 
 MAX_FILE_BYTES = 1024 * 1024
 MAX_SEED = 2**52  # trials count on from it
+LATENCY_MS = 60.0  # from an observation to its actions, unless stated
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
@@ -51,7 +52,7 @@ class MatrixPlan(WireModel):
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 10
     demonstrations: Annotated[int, Field(ge=0, le=100)] = 3
     seed: Seed = 1
-    latency_ms: Annotated[float, Field(ge=0.0, le=5000.0)] = 60.0
+    latency_ms: Annotated[float, Field(ge=0.0, le=5000.0)] = LATENCY_MS
     sector_count: Annotated[int, Field(ge=1, le=64)] = 3
     policy: Annotated[tuple[MatrixPolicy, ...], Field(min_length=1, max_length=100)]
     robot: Annotated[tuple[MatrixRobot, ...], Field(min_length=1, max_length=100)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,9 +19,9 @@ from protocol.trials import TrialRecord, TrialsReport, success_rate
 from robot_io.calibration import Vector
 from robot_io.limits import Limits
 from robot_io.twin.layout import WHOLE_TABLE, Layout, TableSector, table_sectors
-from robot_io.twin.lockstep import LockstepTwin, TwinObservation
+from robot_io.twin.lockstep import START_SPREAD, LockstepTwin, TwinObservation
 from robot_io.twin.ready_arm import ReadyArm
-from robot_io.twin.scene import build_scene, joint_ranges_rad
+from robot_io.twin.scene import SceneCamera, build_scene, joint_ranges_rad
 from robot_io.twin.tasks.task import TwinTask
 from robot_io.twin.trials import run_trial
 from robot_io.twin.variation import SceneVariation, scene_of
@@ -100,20 +100,30 @@ def named_sectors(
     return tuple(known[name] for name in names) if names else slices
 
 
-def open_twin(loaded: LoadedFolder, task: TwinTask, robot_seed: int | None) -> LockstepTwin:
+def open_twin(
+    loaded: LoadedFolder,
+    task: TwinTask,
+    robot_seed: int | None,
+    *,
+    start_spread: float = START_SPREAD,
+    beside: Sequence[SceneCamera] = (),
+) -> LockstepTwin:
     """The lockstep twin that gives what the policy sees, behind the agent's limits.
+
+    ``beside`` are cameras that the policy does not have; ``start_spread`` as for the twin.
 
     Raises:
         CannotTry, BadCameraSpec: it cannot.
     """
     spec = loaded.folder.spec
-    cameras = cameras_of(spec)
+    cameras = (*cameras_of(spec), *beside)
     calibration = ReadyArm(joint_ranges_rad(build_scene().model)).calibration
     limits = Limits.within(calibration, _CONTROL.max_step, _CONTROL.max_velocity_per_s)
     return LockstepTwin(
         cameras,
         control_hz=spec.fps,
         limits=limits,
+        start_spread=start_spread,
         task=task,
         variation=scene_of(robot_seed),
     )

@@ -19,6 +19,7 @@ from rich.table import Table
 from agent.errors import AgentClientError
 from agent.policies.errors import StoreError
 from coordinator.errors import CoordinatorError
+from deploy.closed_loop.errors import ClosedLoopError
 from deploy.local_fleet.demo import WALKS, Demo, DemoSettings, Sight, write_json
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
 from deploy.local_fleet.page import render_page
@@ -153,7 +154,7 @@ def _run(
         write_json(report, json_path)
     try:
         page.write_text(render_page(report, demo.replay()), encoding="utf-8")
-    except (StoreError, PolicyError, TwinError) as error:
+    except (StoreError, PolicyError, ClosedLoopError, TwinError) as error:
         console.print(f"armada demo: no page: {error} (all is kept in {folder})", markup=False)
         return 1
     console.print(f"report: {page.resolve()}")

@@ -1,12 +1,13 @@
 """Two policies on one placement, in the twin without a clock, seen by one who stands beside it.
 
 The demo's own trials run in real time through the agents. Here their policies are run once more,
-for the pictures: a chunk is asked for when half of the last one is played, and nothing is late.
+for the pictures, as `armada trials` runs them: the agent's schedule and limits, a stated latency.
+The arm starts exactly parked, where the demo's arms began every demonstration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +15,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.closed_loop.chunked_policy import ChunkedPolicy
+from deploy.closed_loop.matrix_file import LATENCY_MS
+from deploy.closed_loop.trials import load_folder, open_twin
 from deploy.local_fleet.plan import Placement
+from deploy.local_fleet.robot import TASK
 from deploy.local_fleet.video import encode_mp4
-from policy.release.folder import read_policy_folder
-from policy.session import OnnxPolicy
-from policy.spec import ENVIRONMENT, IMAGES, STATE
-from robot_io.calibration import Vector
 from robot_io.twin.layout import CubePlacement
-from robot_io.twin.lockstep import CONTROL_HZ, LockstepTwin, TwinObservation
+from robot_io.twin.lockstep import CONTROL_HZ
 from robot_io.twin.scene import SceneCamera
+from robot_io.twin.tasks.lift import LIFT
 
 VIEW = SceneCamera("bystander", 640, 480, CONTROL_HZ)
 WIDTH, HEIGHT = 320, 240  # of the video: drawn at twice the size, which smooths edges
@@ -49,6 +51,7 @@ def replay_pair(
 
     Raises:
         PolicyError: a folder is damaged, or a graph cannot be run.
+        CannotTry: the twin gives not what a policy sees.
         OutOfReach: no cube can be grasped there.
     """
     runs = {name: _replay(folder, placement, seconds) for name, folder in folders.items()}
@@ -63,37 +66,23 @@ def replay_pair(
 def _replay(
     folder: Path, placement: Placement, seconds: float
 ) -> tuple[list[NDArray[np.uint8]], bool]:
-    policy = read_policy_folder(folder)
-    spec, session = policy.spec, OnnxPolicy(policy.onnx_path)
-    seen = [SceneCamera(each.name, each.width, each.height, spec.fps) for each in spec.cameras]
+    loaded = load_folder(folder, threads=1)
+    spec = loaded.folder.spec
     frames: list[NDArray[np.uint8]] = []
-    with LockstepTwin([VIEW, *seen], control_hz=spec.fps) as twin:
+    with open_twin(loaded, LIFT, None, start_spread=0.0, beside=(VIEW,)) as twin:
         observation = twin.reset(CubePlacement(placement.x_m, placement.y_m, placement.yaw_rad))
-        act = _chunks(session, spec.chunk_size)
+        source = ChunkedPolicy(loaded.model, spec, LATENCY_MS, lambda: twin.sent, TASK)
         left = round(seconds * spec.fps)
         while left > 0:
             if observation.tick % EVERY_TICKS == 0:
                 view = observation.images[VIEW.name]
                 small = cv2.resize(view, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
                 frames.append(small.astype(np.uint8))
-            observation = twin.step(act(observation))
+            observation = twin.step(source(observation, observation.tick))
             left -= 1
             if twin.lifted:
                 left = min(left, round(LINGER_S * spec.fps))
         return frames, twin.lifted
-
-
-def _chunks(session: OnnxPolicy, size: int) -> Callable[[TwinObservation], Vector]:
-    chunk: list[Vector] = []
-
-    def act(observation: TwinObservation) -> Vector:
-        if len(chunk) <= size // 2:
-            inputs = {STATE: observation.state, ENVIRONMENT: observation.environment}
-            pictures = {f"{IMAGES}.{name}": each for name, each in observation.images.items()}
-            chunk[:] = list(session.infer({**inputs, **pictures}))
-        return chunk.pop(0)
-
-    return act
 
 
 def _held(frames: list[NDArray[np.uint8]], count: int) -> NDArray[np.uint8]:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from tiny_policy import change_manifest, expected_chunk, tiny_spec, write_policy
 
-from deploy.closed_loop.chunked_policy import ChunkedPolicy
+from deploy.closed_loop.chunked_policy import ChunkedPolicy, observed
 from deploy.closed_loop.cli import main
 from deploy.closed_loop.trials import (
     TrialSetup,
     load_folder,
     named_sectors,
+    open_twin,
     record_trials,
     report_of,
 )
@@ -23,6 +24,7 @@ from policy.spec import STATE, PolicySpec
 from protocol.trials import parse_trials_report
 from robot_io.twin.layout import WHOLE_TABLE, table_sectors
 from robot_io.twin.lockstep import LockstepTwin, TwinObservation
+from robot_io.twin.scene import SceneCamera
 from robot_io.twin.tasks import TASKS
 from robot_io.twin.variation import PLAIN, draw_variation
 
@@ -125,6 +127,31 @@ def test_while_the_cube_is_not_seen_the_policy_is_not_asked() -> None:
     source = ChunkedPolicy(Refusing(), tiny_spec(), 0.0, lambda: held)
     blind = TwinObservation(0, held, np.full(2, np.nan, np.float32), np.zeros(3))
     assert np.array_equal(source(blind, 0), held)
+
+
+def test_an_arm_that_starts_parked_starts_so_whatever_the_seed(folder: Path) -> None:
+    place = LIFT.draw(np.random.default_rng(0), WHOLE_TABLE)
+    with open_twin(load_folder(folder, 1), LIFT, None, start_spread=0.0) as twin:
+        parked, again = (twin.reset(place, seed).state for seed in (0, 1))
+    with open_twin(load_folder(folder, 1), LIFT, None) as twin:
+        moved = twin.reset(place, 0).state
+    np.testing.assert_array_equal(parked, again)
+    assert np.abs(moved - parked).max() > 0.5
+
+
+def test_a_camera_beside_changes_nothing_that_the_policy_sees(seeing: Path) -> None:
+    place = LIFT.draw(np.random.default_rng(0), WHOLE_TABLE)
+    loaded = load_folder(seeing, 1)
+    beside = SceneCamera("bystander", 640, 480, 30)
+    pictures = []
+    for cameras in ((), (beside,)):
+        with open_twin(loaded, LIFT, None, beside=cameras) as twin:
+            pictures.append(observed(loaded.folder.spec, twin.reset(place)))
+    alone, watched = pictures
+    assert alone is not None
+    assert watched is not None
+    assert alone.keys() == watched.keys()
+    assert all(np.array_equal(alone[key], watched[key]) for key in alone)
 
 
 def test_equal_seeds_try_the_same_places_whatever_the_policy(
