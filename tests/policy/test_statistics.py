@@ -110,7 +110,20 @@ def test_all_robots_normalise_by_the_same_numbers_in_whatever_order_they_report(
 
 def test_a_joint_that_never_moves_is_not_blown_up() -> None:
     normalizer = Normalizer.from_sketches([sketch(np.full((50, 2), 0.25))])
-    assert normalizer.std(STATE).tolist() == pytest.approx([0.36, 0.002])
+    assert normalizer.std(STATE).tolist() == pytest.approx([3.6, 0.02])
+
+
+def test_a_degree_beside_where_a_joint_always_stood_is_small_to_the_policy() -> None:
+    scale = Normalizer.from_sketches([sketch(np.full((50, 2), 0.25))])
+    assert 1.0 / scale.std(STATE)[0] < 0.5
+
+
+@given(spread=st.floats(0.0, 100.0))
+def test_the_floor_raises_no_joint_that_was_moved(spread: float) -> None:
+    values = np.array([[-spread, 0.0], [spread, 0.0]] * 20)
+    assert Normalizer.from_sketches([sketch(values)]).std(STATE)[0] == pytest.approx(
+        max(spread, 3.6), rel=1e-3
+    )
 
 
 def test_a_normaliser_of_other_names_or_of_nothing_is_refused() -> None:
