@@ -19,7 +19,7 @@ from protocol.trials import TrialRecord, TrialsReport, success_rate
 from robot_io.calibration import Vector
 from robot_io.limits import Limits
 from robot_io.twin.layout import WHOLE_TABLE, Layout, TableSector, table_sectors
-from robot_io.twin.lockstep import START_SPREAD, LockstepTwin, TwinObservation
+from robot_io.twin.lockstep import LockstepTwin, TwinObservation
 from robot_io.twin.ready_arm import ReadyArm
 from robot_io.twin.scene import SceneCamera, build_scene, joint_ranges_rad
 from robot_io.twin.tasks.task import TwinTask
@@ -27,6 +27,8 @@ from robot_io.twin.trials import run_trial
 from robot_io.twin.variation import SceneVariation, scene_of
 
 _CONTROL = ControlConfig()
+# Joint units. The starts of 48 demonstrations over the wire lay 0.3 (RMS) beside the rest pose.
+PARKED_SPREAD = 0.5
 
 
 class TrialSource(Protocol):
@@ -105,7 +107,7 @@ def open_twin(
     task: TwinTask,
     robot_seed: int | None,
     *,
-    start_spread: float = START_SPREAD,
+    start_spread: float = PARKED_SPREAD,
     beside: Sequence[SceneCamera] = (),
 ) -> LockstepTwin:
     """The lockstep twin that gives what the policy sees, behind the agent's limits.
