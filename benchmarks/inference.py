@@ -71,6 +71,7 @@ def spec_of(kind: str, vlm: str) -> Any:
             "use_vae": True,
             "n_vae_encoder_layers": 4,
             "latent_dim": 32,
+            "backbone": "resnet18",
             "backbone_norm": "frozen",
         }
     return PolicySpec.from_json({**common, "cameras": cameras, **own})
