@@ -52,6 +52,7 @@ FULL_ACT = {
     "n_vae_encoder_layers": 4,
     "latent_dim": 32,
     "dropout": 0.1,
+    "backbone": "resnet18",
 }
 
 
