@@ -21,16 +21,14 @@ import torch
 from policy.build import Tensors, build_processors
 from policy.errors import BadDataset, NoEpisodes
 from policy.frame_cache import FrameCache
-from policy.kinds import kind_of
+from policy.kinds import LANGUAGE_INPUTS, kind_of
 from policy.pictures import episode_pictures, require_cameras
-from policy.spec import ACTION, ENVIRONMENT, STATE, PolicySpec
+from policy.spec import ACTION, ENVIRONMENT, STATE, TASK, PolicySpec
 from policy.statistics import Normalizer
 from policy.weights import Array
 
 PADDING = "action_is_pad"
 _PLACE = ("episode_index", "frame_index", "task_index", "index")  # LeRobot's columns
-_LANGUAGE = "observation.language"  # LeRobot's prefix of the task's tokens and their mask
-TASK = "task"  # LeRobot's key for what the episode does, in words
 
 
 class Batches(Protocol):
@@ -210,7 +208,7 @@ def batches_of(
     device: str = "cpu",
 ) -> Batches:
     """Batches of ``frames``, which the cache holds the pictures of. Raises NoEpisodes."""
-    if spec.cameras or kind_of(spec.kind).words:
+    if spec.cameras or kind_of(spec.kind).reads_words(spec):
         return PictureBatches(frames, spec, normalizer, cache, seed, device)
     return VectorBatches(frames, spec, normalizer, seed, device)
 
@@ -230,7 +228,7 @@ class VectorBatches:
             raise NoEpisodes("no frames to make batches of")
         self._preprocess, _ = build_processors(spec, normalizer)
         raw = {name: torch.from_numpy(frames.vectors[name].copy()) for name in spec.vectors}
-        if kind_of(spec.kind).words:
+        if kind_of(spec.kind).reads_words(spec):
             raw[TASK] = [""]  # a processor that reads words wants some
         scaled = self._preprocess(raw)
         self._inputs = {name: scaled[name] for name in spec.vectors if name != ACTION}
@@ -285,7 +283,8 @@ class PictureBatches(VectorBatches):
         self._episode, self._number = frames.episode, frames.numbers
         self._cameras = spec.cameras
         self._scales = self._measure_scales()
-        self._words = self._read_words(frames) if kind_of(spec.kind).words else {}
+        reads = kind_of(spec.kind).reads_words(spec)
+        self._words = self._read_words(frames) if reads else {}
 
     def draw(self) -> Tensors:
         batch = super().draw()
@@ -342,7 +341,7 @@ class PictureBatches(VectorBatches):
         for text in {frames.task[episode] for episode in frames.episodes}:
             made = self._processed({TASK: [text]})
             of_task[text] = {
-                name: values[0] for name, values in made.items() if name.startswith(_LANGUAGE)
+                name: values[0] for name, values in made.items() if name in LANGUAGE_INPUTS
             }
         return {episode: of_task[frames.task[episode]] for episode in frames.episodes}
 

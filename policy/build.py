@@ -17,7 +17,7 @@ from lerobot.policies import get_policy_class, make_policy_config, make_pre_post
 
 from policy.errors import BadWeights, MissingPackage
 from policy.kinds import kind_of
-from policy.spec import ACTION, ENVIRONMENT, STATE, PolicySpec
+from policy.spec import ACTION, ENVIRONMENT, STATE, TASK, PolicySpec
 from policy.statistics import Normalizer
 from policy.weights import Array, Weights
 
@@ -50,12 +50,12 @@ def build_policy(spec: PolicySpec, normalizer: Normalizer, seed: int) -> torch.n
 
 def build_config(spec: PolicySpec) -> Any:
     """LeRobot's configuration for a spec."""
+    kind = kind_of(spec.kind)
     inputs = {STATE: PolicyFeature(FeatureType.STATE, (len(spec.state_names),))}
-    if ENVIRONMENT in spec.vectors:
-        inputs[ENVIRONMENT] = PolicyFeature(FeatureType.ENV, (len(spec.environment_names),))
+    if size := kind.environment_size(spec):
+        inputs[ENVIRONMENT] = PolicyFeature(FeatureType.ENV, (size,))
     for camera in spec.cameras:
         inputs[camera.key] = PolicyFeature(FeatureType.VISUAL, (3, camera.height, camera.width))
-    kind = kind_of(spec.kind)
     return make_policy_config(
         spec.kind,
         input_features=inputs,
@@ -92,7 +92,16 @@ def build_processors(
             "std": np.array(IMAGE_STD, np.float32).reshape(3, 1, 1),
         }
     before, after = make_pre_post_processors(build_config(spec), dataset_stats=stats)
-    return before, after
+    kind = kind_of(spec.kind)
+
+    def preprocess(raw: dict[str, Any]) -> Tensors:
+        batch: Tensors = before(raw)
+        if kind.reads_words(spec):
+            made = kind.read_tasks(spec, raw[TASK])
+            batch |= {name: torch.from_numpy(value) for name, value in made.items()}
+        return batch
+
+    return preprocess, after
 
 
 def trainable_parameters(policy: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -21,16 +21,15 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from policy.batches import TASK
 from policy.build import IMAGE_MEAN, IMAGE_STD, build_processors, read_weights
 from policy.errors import ParityFailed
 from policy.flow import GUIDANCE, NEXT_X, TIME, Flow, X, guided_step, join
-from policy.kinds import NOISE, PREFIX_WEIGHTS, PREVIOUS, TOKEN_MASK, TOKENS, kind_of
+from policy.kinds import LANGUAGE_INPUTS, NOISE, PREFIX_WEIGHTS, PREVIOUS, kind_of
 from policy.kinds.adapter import MEAN_STD
 from policy.release.goldens import Golden, write_goldens
 from policy.release.layout import write_files, write_graph
 from policy.session import METADATA_KEY, OnnxPolicy, blank_observation, input_shapes
-from policy.spec import ACTION, PolicySpec
+from policy.spec import ACTION, TASK, PolicySpec
 from policy.statistics import Normalizer
 from policy.train import evaluating
 from policy.weights import Array, weights_digest
@@ -155,11 +154,13 @@ def lerobot_chunks(
                     value = value.movedim(-1, -3).to(torch.float32) / 255.0
                 raw[name] = value
             extra = {name: raw.pop(name) for name in kind.extra_inputs(spec)}
-            if kind.words:
-                raw[TASK] = [""]  # its tokens are among the extra inputs
+            words = {name: extra.pop(name) for name in LANGUAGE_INPUTS & extra.keys()}
+            if words:
+                raw[TASK] = [""]  # what is made of it is among the inputs
             if PREVIOUS in extra:
                 extra[PREVIOUS] = (extra[PREVIOUS] - mean) / (std + _EPSILON)
-            chunk = postprocess(kind.predict(policy, kind.arrange(preprocess(raw)), extra))[0]
+            batch = kind.arrange(dict(preprocess(raw)) | words)
+            chunk = postprocess(kind.predict(policy, batch, extra))[0]
             chunks.append(chunk.to(torch.float32).numpy())
     return chunks
 
@@ -332,6 +333,8 @@ class _Inputs(torch.nn.Module):
             if name == PREVIOUS:
                 mean, std = self._scales[ACTION]
                 extra[name] = (value - mean) / std
+            elif name in LANGUAGE_INPUTS:
+                batch[name] = value
             elif name in self._extra:
                 extra[name] = value
             elif name in self._cameras:
@@ -373,10 +376,9 @@ class _Encoder(_Inputs):
 
     def forward(self, *raw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         batch, extra = self.read(raw)
-        words = {name: extra[name] for name in (TOKENS, TOKEN_MASK) if name in extra}
         previous = extra[PREVIOUS]
         padded = torch.nn.functional.pad(previous, (0, self._flow.width - previous.shape[-1]))
-        return padded, extra[PREFIX_WEIGHTS].unsqueeze(-1), *self._flow.encode(batch | words)
+        return padded, extra[PREFIX_WEIGHTS].unsqueeze(-1), *self._flow.encode(batch)
 
 
 class _Step(torch.nn.Module):

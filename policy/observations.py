@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from policy.batches import TASK, read_info, require_features
+from policy.batches import read_info, require_features
 from policy.errors import NoEpisodes
-from policy.kinds import INTEGER_INPUTS, NOISE, PREFIX_WEIGHTS, PREVIOUS, TOKENS
+from policy.kinds import LANGUAGE_INPUTS, NOISE, PREFIX_WEIGHTS, PREVIOUS
 from policy.session import input_shapes
-from policy.spec import ACTION, PolicySpec
+from policy.spec import ACTION, TASK, PolicySpec
 from policy.weights import Array
-from policy.words import TaskWords
+from policy.words import TaskReader
 
 
 def recorded_observations(
-    root: Path, spec: PolicySpec, episodes: Sequence[int], count: int, words: TaskWords | None
+    root: Path, spec: PolicySpec, episodes: Sequence[int], count: int, words: TaskReader | None
 ) -> list[dict[str, Array]]:
     """At most ``count`` frames spread evenly over the episodes, without a batch axis.
 
@@ -39,7 +39,7 @@ def recorded_observations(
 
 
 def _observation(
-    item: dict[str, Any], spec: PolicySpec, random: np.random.Generator, words: TaskWords | None
+    item: dict[str, Any], spec: PolicySpec, random: np.random.Generator, words: TaskReader | None
 ) -> dict[str, Array]:
     seen: dict[str, Array] = {
         name: item[name].numpy().astype(np.float32) for name in spec.vectors if name != ACTION
@@ -51,7 +51,7 @@ def _observation(
             seen[name] = random.standard_normal(shape, np.float32)
         elif name in (PREVIOUS, PREFIX_WEIGHTS):
             seen[name] = np.zeros(shape, np.float32)
-    if TOKENS in input_shapes(spec) and words is not None:
+    if words is not None:
         seen |= words.inputs(item[TASK])
-    assert seen.keys() >= input_shapes(spec).keys() - INTEGER_INPUTS
+    assert seen.keys() >= input_shapes(spec).keys() - LANGUAGE_INPUTS
     return seen

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from policy.errors import BadModelFile, BadObservation, InferenceFailed
-from policy.kinds import INTEGER_INPUTS, NOISE, PREFIX_WEIGHTS, PREVIOUS, TOKENS, kind_of
+from policy.kinds import INTEGER_INPUTS, LANGUAGE_INPUTS, NOISE, PREFIX_WEIGHTS, PREVIOUS, kind_of
 from policy.spec import ACTION, PolicySpec
-from policy.words import TOKENIZER_NAME, TaskWords
+from policy.words import task_reader
 
 type Array = NDArray[Any]
 
@@ -56,9 +56,9 @@ class OnnxPolicy:
     f32 [1,E], ``observation.images.<camera>`` u8 [1,H,W,3] RGB. A leading axis of one may be left
     out. What a graph asks for beyond that has a default where it is not given: ``noise`` is drawn;
     ``previous_chunk`` f32 [1,C,A] (raw units) and ``prefix_weights`` f32 [1,C] are zero, which
-    plans afresh; the tokens of a task come from the words given to ``infer`` and the tokenizer
-    beside the file. Raises BadModelFile when the file cannot be loaded or has no ``armada``
-    metadata, FileNotFoundError when it or its tokenizer is not there, MissingPackage.
+    plans afresh; the vector of a task, or its tokens (by the tokenizer beside the file), come from
+    the words given to ``infer``. Raises BadModelFile when the file cannot be loaded or has no
+    ``armada`` metadata, FileNotFoundError when it or its tokenizer is not there, MissingPackage.
     """
 
     def __init__(self, path: str | Path, threads: int = 1, provider: str = CPU) -> None:
@@ -93,9 +93,8 @@ class OnnxPolicy:
             raise BadModelFile(f"{path}: no output 'action' of shape [1, chunk, action]")
         self.chunk_size = int(outputs["action"][1])
         self.action_size = int(outputs["action"][2])
-        self._words: TaskWords | None = None
-        if TOKENS in self.inputs:
-            self._words = TaskWords(path.with_name(TOKENIZER_NAME), self.inputs[TOKENS][1][1])
+        shapes = {name: shape[1:] for name, (_, shape) in self.inputs.items()}
+        self._words = task_reader(shapes, path.parent)
 
     def require(self, spec: PolicySpec) -> None:
         """Raise BadModelFile unless inputs and output are the spec's."""
@@ -113,7 +112,7 @@ class OnnxPolicy:
     def infer(self, observation: Mapping[str, Array], task: str = "") -> Array:
         """Chunk of actions, float32 [C, A] in raw units. Entries that are no input are ignored.
 
-        ``task`` is read by a policy that reads words, unless the observation has its tokens.
+        ``task`` is read by a policy that reads words, unless the observation has what it becomes.
         Raises BadObservation: an input is missing, or has a wrong shape or kind of numbers;
         InferenceFailed.
         """
@@ -138,7 +137,7 @@ class OnnxPolicy:
                 if name == NOISE
                 else np.zeros(shape, np.float32)
             )
-        if self._words is not None and TOKENS not in observation:
+        if self._words is not None and not LANGUAGE_INPUTS & observation.keys():
             absent |= self._words.inputs(task)
         return absent
 

@@ -16,6 +16,7 @@ STATE = "observation.state"
 ENVIRONMENT = "observation.environment_state"
 IMAGES = "observation.images"
 ACTION = "action"
+TASK = "task"  # what the episode does, in words
 
 _ASPECT_TOLERANCE = 0.02
 LEAST_RATE = 0.05  # of the first: a fleet that goes on for years must still learn

@@ -1,17 +1,77 @@
-"""The task in words, as the tokens that a graph takes: no transformers, no torch."""
+"""The task in words, as the tokens or the vector that a graph takes: no transformers, no torch."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from policy.errors import BadModelFile, MissingPackage
-from policy.kinds import TOKEN_MASK, TOKENS
+from policy.kinds import TASK_VECTOR, TOKEN_MASK, TOKENS
 from policy.weights import Array
 
 TOKENIZER_NAME = "tokenizer.json"
 _MAX_TASK_CHARACTERS = 4096
+
+
+class TaskReader(Protocol):
+    """What a graph takes of a task."""
+
+    def inputs(self, task: str) -> dict[str, Array]:
+        """By input of the graph, without a batch axis."""
+
+
+def task_reader(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> TaskReader | None:
+    """For a graph in ``folder`` with inputs of these shapes, without a batch axis.
+
+    None: it reads no task. Raises as TaskWords.
+    """
+    if TOKENS in shapes:
+        return TaskWords(folder / TOKENIZER_NAME, shapes[TOKENS][0])
+    if TASK_VECTOR in shapes:
+        return TaskVector(shapes[TASK_VECTOR][0])
+    return None
+
+
+def task_vector(task: str, size: int) -> Array:
+    """float32 [size] of length 1: words, and two and three in a row, each hashed to random signs.
+
+    The same on every host and for ever, with nothing to learn or to agree on; case, spaces and
+    punctuation do not count. Two tasks are as near as the words that they share, give or take
+    1/sqrt(size); what words mean is not in it. Zero for a task without words.
+    """
+    words = re.findall(r"\w+", task[:_MAX_TASK_CHARACTERS].casefold())
+    if not words:
+        return np.zeros(size, np.float32)
+    pairs, triples = (
+        [" ".join(words[at : at + length]) for at in range(len(words) + 1 - length)]
+        for length in (2, 3)
+    )
+    # Red on blue and blue on red differ in triples alone. These count twice: the number of terms is
+    # then odd, so that their signs never add up to nothing.
+    terms = [*words, *pairs, *triples, *triples]
+    total = np.sum([_signs(term, size) for term in terms], axis=0)
+    return np.asarray(total / np.linalg.norm(total), np.float32)
+
+
+def _signs(term: str, size: int) -> Array:
+    bits = np.frombuffer(hashlib.shake_256(term.encode()).digest((size + 7) // 8), np.uint8)
+    return np.unpackbits(bits)[:size] * 2.0 - 1.0
+
+
+class TaskVector:
+    """The vector of ``size`` numbers that a graph takes."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def inputs(self, task: str) -> dict[str, Array]:
+        """float32 [size], as ``task_vector``."""
+        return {TASK_VECTOR: task_vector(task, self._size)}
 
 
 class TaskWords:

@@ -40,7 +40,7 @@ from policy.release.folder import PolicyFolder, read_policy_folder
 from policy.release.trial import goldens_of
 from policy.session import CPU, OnnxPolicy, available_providers, input_shapes
 from policy.weights import Array
-from policy.words import TOKENIZER_NAME, TaskWords
+from policy.words import task_reader
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,7 @@ def measure_robots_policy(policy_dir: Path, config: AgentConfig) -> HostGraph:
     if not training or not held_out:
         goldens = [golden.observation for golden in goldens_of(folder)]
         return measure_host_graph(folder, [], goldens, config.rollout.threads)
-    length = getattr(spec, "max_task_tokens", 0)
-    words = TaskWords(policy_dir / TOKENIZER_NAME, length) if length else None
+    words = task_reader(input_shapes(spec), policy_dir)
     return measure_host_graph(
         folder,
         recorded_observations(root, spec, training, CALIBRATION_FRAMES, words),

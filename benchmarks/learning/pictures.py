@@ -28,6 +28,12 @@ class MemoryBatches:
             )
             for name in spec.vectors
         }
+        kind = kind_of(spec.kind)
+        if kind.reads_words(spec):
+            told = [data.words[number] for data in robots for number in data.episode]
+            self._vectors |= {
+                name: torch.from_numpy(each) for name, each in kind.read_tasks(spec, told).items()
+            }
         starts = np.cumsum([0, *(int(data.episode[-1]) + 1 for data in robots)])
         episode = np.concatenate(
             [data.episode + start for data, start in zip(robots, starts[:-1], strict=True)]
@@ -40,7 +46,7 @@ class MemoryBatches:
         self._mean = 255.0 * torch.tensor(IMAGE_MEAN).reshape(3, 1, 1)
         self._std = 255.0 * torch.tensor(IMAGE_STD).reshape(3, 1, 1)
         self._seen: torch.Tensor | None = None
-        self._arrange = kind_of(spec.kind).arrange
+        self._arrange = kind.arrange
         self._batch_size = spec.batch_size
         self._random = torch.Generator().manual_seed(seed)
 

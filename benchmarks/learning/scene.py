@@ -13,9 +13,9 @@ import torch
 
 from agent.control.chunk_scheduler import ChunkScheduler, ScheduleRules
 from deploy.local_fleet.plan import make_plan
-from policy.build import Tensors, build_processors
+from policy.build import build_processors
 from policy.kinds import kind_of
-from policy.spec import ACTION, ENVIRONMENT, STATE, PolicySpec
+from policy.spec import ACTION, ENVIRONMENT, STATE, TASK, PolicySpec
 from policy.statistics import Component, FeatureSketch, Normalizer, Sketch
 from policy.train import evaluating
 from policy.weights import Array
@@ -31,11 +31,15 @@ LATENCY_TICKS = 1
 
 @dataclass(frozen=True)
 class Data:
-    """One robot's demonstrations: float32 vectors [N, D], pictures uint8 [N, 3, H, W]."""
+    """One robot's demonstrations: float32 vectors [N, D], pictures uint8 [N, 3, H, W].
+
+    ``words``: what each episode does, where the policy is told.
+    """
 
     vectors: dict[str, Array]
     pictures: Array
     episode: Array
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,14 @@ class Driver:
     """A policy behind the agent's scheduler; an answer takes one tick."""
 
     def __init__(
-        self, twin: LockstepTwin, policy: torch.nn.Module, spec: PolicySpec, scale: Normalizer
+        self,
+        twin: LockstepTwin,
+        policy: torch.nn.Module,
+        spec: PolicySpec,
+        scale: Normalizer,
+        words: str = "",
     ) -> None:
-        self._twin, self._policy, self._spec = twin, policy, spec
+        self._twin, self._policy, self._spec, self._words = twin, policy, spec, words
         self._before, self._after = build_processors(spec, scale)
         self._kind = kind_of(spec.kind)
         self._scheduler = ChunkScheduler(
@@ -148,7 +157,8 @@ class Driver:
         return self._twin.sent if action is None else action
 
     def _chunk(self, observation: TwinObservation) -> Vector:
-        raw: Tensors = {STATE: torch.from_numpy(observation.state)[None]}
+        raw: dict[str, Any] = {STATE: torch.from_numpy(observation.state)[None]}
+        raw[TASK] = [self._words]
         if ENVIRONMENT in self._spec.vectors:
             raw[ENVIRONMENT] = torch.from_numpy(observation.environment)[None]
         for each in self._spec.cameras:

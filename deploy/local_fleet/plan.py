@@ -11,6 +11,8 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 
+TASK = "Pick up the red cube"
+
 # The vertical gripper of an SO-101 reaches a cube on the table between these radii.
 RADIUS_MIN_M = 0.165
 RADIUS_MAX_M = 0.210

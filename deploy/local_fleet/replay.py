@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from deploy.closed_loop.chunked_policy import ChunkedPolicy
 from deploy.closed_loop.matrix_file import LATENCY_MS
 from deploy.closed_loop.trials import load_folder, open_twin
-from deploy.local_fleet.plan import Placement
-from deploy.local_fleet.robot import TASK
+from deploy.local_fleet.plan import TASK, Placement
 from deploy.local_fleet.video import encode_mp4
 from robot_io.twin.layout import CubePlacement
 from robot_io.twin.lockstep import CONTROL_HZ

@@ -14,13 +14,12 @@ from agent.client import AgentClient
 from agent.policies.store import PolicyStore
 from agent.rollout_operator import RolloutOperator
 from deploy.local_fleet.errors import Interrupted, LocalFleetError
-from deploy.local_fleet.plan import Placement, RobotPlan, Trial
+from deploy.local_fleet.plan import TASK, Placement, RobotPlan, Trial
 from deploy.local_fleet.processes import ARMADA, Process, ProcessGroup
 from deploy.local_fleet.report import TrialResult
 from deploy.local_fleet.status_reader import Seen, seen_in
 from deploy.local_fleet.twin_control import TwinControl
 
-TASK = "Pick up the red cube"
 CONTROL_HZ = 30
 LIFTED_M = 0.05
 POLL_S = 0.1

@@ -23,9 +23,11 @@ NOISE = "noise"
 # One that is pulled to the chunk before (real-time chunking): its actions in raw units, and how
 # much each counts, 0..1.
 PREVIOUS, PREFIX_WEIGHTS = "previous_chunk", "prefix_weights"
-# One that reads the task: LeRobot's names.
+# One that reads the task, as tokens (LeRobot's names) or as one vector.
 LANGUAGE = "observation.language"
 TOKENS, TOKEN_MASK = f"{LANGUAGE}.tokens", f"{LANGUAGE}.attention_mask"
+TASK_VECTOR = f"{LANGUAGE}.vector"
+LANGUAGE_INPUTS = frozenset({TOKENS, TOKEN_MASK, TASK_VECTOR})
 INTEGER_INPUTS = frozenset({TOKENS, TOKEN_MASK})
 
 

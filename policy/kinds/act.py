@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from policy.artefacts import SHA256_PATTERN
+from policy.kinds import TASK_VECTOR
 from policy.kinds.adapter import ParameterGroup, PolicyKind, backbone_groups
 from policy.kinds.resnet import ResnetSpec
+from policy.spec import ENVIRONMENT
+from policy.weights import Array
+from policy.words import task_vector
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +39,9 @@ class ActSpec(ResnetSpec):
     backbone_rate: float = Field(default=0.0, ge=0.0, le=100.0)
     """Factor on the learning rate for the backbone; 0: frozen, and then it leaves no robot. 1 where
     the backbone is untrained or a resnet18, unless it is given."""
+    words: int = Field(default=0, ge=0, le=1024)
+    """Numbers of the vector by which the policy is told its task, a hash of the task's words: 32 do
+    for a handful of tasks; 0: it is not told."""
     dim_model: int = Field(default=64, gt=0)
     """Width of the transformer, a multiple of n_heads."""
     n_heads: int = Field(default=4, gt=0)
@@ -84,6 +92,32 @@ class Act(PolicyKind[ActSpec]):
     """LeRobot's ``ACTPolicy``."""
 
     spec = ActSpec
+
+    def reads_words(self, spec: ActSpec) -> bool:
+        return spec.words > 0
+
+    def read_tasks(self, spec: ActSpec, tasks: Sequence[str]) -> dict[str, Array]:
+        return {TASK_VECTOR: np.stack([task_vector(task, spec.words) for task in tasks])}
+
+    def environment_size(self, spec: ActSpec) -> int:
+        return super().environment_size(spec) + spec.words
+
+    def arrange(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The task's vector goes behind the environment's state, of which ACT makes one token."""
+        if TASK_VECTOR not in batch:
+            return batch
+        import torch
+
+        seen = [batch[name] for name in (ENVIRONMENT, TASK_VECTOR) if name in batch]
+        rest = {name: value for name, value in batch.items() if name != TASK_VECTOR}
+        return rest | {ENVIRONMENT: torch.cat(seen, dim=-1)}
+
+    def extra_inputs(self, spec: ActSpec) -> dict[str, tuple[int, ...]]:
+        return {TASK_VECTOR: (spec.words,)} if spec.words else {}
+
+    def draw_extra_inputs(self, spec: ActSpec, random: np.random.Generator) -> dict[str, Array]:
+        drawn = super().draw_extra_inputs(spec, random)
+        return {name: value / np.linalg.norm(value) for name, value in drawn.items()}
 
     def config(self, spec: ActSpec) -> dict[str, Any]:
         return {

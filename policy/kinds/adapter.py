@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from policy.spec import PolicySpec
+from policy.spec import ENVIRONMENT, PolicySpec
 from policy.weights import Array
 
 if TYPE_CHECKING:
@@ -56,12 +56,27 @@ class PolicyKind[Spec: PolicySpec](ABC):
     """Importable packages that it needs beyond Armada's own; the extra has the kind's name."""
     pictures: ClassVar[str] = MEAN_STD
     """How pictures (0..1) are scaled; vectors are always brought to mean 0 and deviation 1."""
-    words: ClassVar[bool] = False
-    """Whether the task, in words, is an input of the processor (``task``)."""
 
     @abstractmethod
     def config(self, spec: Spec) -> dict[str, Any]:
         """The fields of LeRobot's configuration that are not common to all kinds."""
+
+    def reads_words(self, spec: Spec) -> bool:
+        """Whether the task, in words, is an input of the processor (``task``).
+
+        What becomes of it is in the batch, under ``LANGUAGE_INPUTS``.
+        """
+        del spec
+        return False
+
+    def read_tasks(self, spec: Spec, tasks: Sequence[str]) -> dict[str, Array]:
+        """What LeRobot's processor of this kind does not make of B tasks; arrays [B,...]."""
+        del spec, tasks
+        return {}
+
+    def environment_size(self, spec: Spec) -> int:
+        """Numbers in the environment's state as the arranged batch has it; 0: none."""
+        return len(spec.vectors.get(ENVIRONMENT, ()))
 
     def seed(self, spec: Spec, seed: int) -> int:
         """From which the first weights are drawn: the caller's seed."""

@@ -92,7 +92,10 @@ class SmolVla(PolicyKind[SmolVlaSpec]):
     spec = SmolVlaSpec
     packages: ClassVar[tuple[str, ...]] = ("transformers", "num2words", "peft")
     pictures: ClassVar[str] = IDENTITY
-    words: ClassVar[bool] = True
+
+    def reads_words(self, spec: SmolVlaSpec) -> bool:
+        del spec
+        return True
 
     def config(self, spec: SmolVlaSpec) -> dict[str, Any]:
         return {
@@ -170,13 +173,12 @@ class SmolVla(PolicyKind[SmolVlaSpec]):
                 del start, end, total
                 return extra[PREFIX_WEIGHTS][0]
 
-        words = {TOKENS: extra[TOKENS], TOKEN_MASK: extra[TOKEN_MASK].bool()}
         rtc = RTCConfig()
         before = policy.config.rtc_config, policy.model.rtc_processor
         policy.config.rtc_config, policy.model.rtc_processor = rtc, Weighted(rtc)
         try:
             chunk: torch.Tensor = policy.predict_action_chunk(
-                batch | words,
+                batch | {TOKEN_MASK: batch[TOKEN_MASK].bool()},
                 noise=extra[NOISE],
                 prev_chunk_left_over=extra[PREVIOUS],
                 inference_delay=0,

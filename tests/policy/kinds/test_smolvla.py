@@ -16,7 +16,7 @@ from synthetic_pick import JOINTS, frames_of, normalizer_of
 from tiny_vlm import IMAGE_SIZE, write_vlm
 
 from policy.artefacts import VARIABLE
-from policy.batches import PADDING, TASK, open_batches
+from policy.batches import PADDING, open_batches
 from policy.build import build_policy, build_processors, read_weights, write_weights
 from policy.errors import BadModelFile
 from policy.export import check_parity, export_policy, golden_observations, lerobot_chunks
@@ -24,7 +24,7 @@ from policy.kinds import LANGUAGE, NOISE, PREFIX_WEIGHTS, PREVIOUS, TOKEN_MASK, 
 from policy.kinds.smolvla import SmolVlaSpec
 from policy.rtc import prefix_weights
 from policy.session import OnnxPolicy, blank_observation
-from policy.spec import ACTION, STATE, CameraSpec
+from policy.spec import ACTION, STATE, TASK, CameraSpec
 from policy.statistics import Normalizer
 from policy.train import LocalTraining, held_out_error
 from policy.weights import weights_digest
