@@ -51,9 +51,9 @@ def task_vector(task: str, size: int) -> Array:
         [" ".join(words[at : at + length]) for at in range(len(words) + 1 - length)]
         for length in (2, 3)
     )
-    # Red on blue and blue on red differ in triples alone. These count twice: the number of terms is
-    # then odd, so that their signs never add up to nothing.
-    terms = [*words, *pairs, *triples, *triples]
+    # Red on blue and blue on red differ in triples alone. Words count twice: a new way to tell a
+    # task shares those first, and the number of terms is odd, so that they never add up to nothing.
+    terms = [*words, *words, *pairs, *triples]
     total = np.sum([_signs(term, size) for term in terms], axis=0)
     return np.asarray(total / np.linalg.norm(total), np.float32)
 

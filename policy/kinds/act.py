@@ -40,8 +40,8 @@ class ActSpec(ResnetSpec):
     """Factor on the learning rate for the backbone; 0: frozen, and then it leaves no robot. 1 where
     the backbone is untrained or a resnet18, unless it is given."""
     words: int = Field(default=0, ge=0, le=1024)
-    """Numbers of the vector by which the policy is told its task, a hash of the task's words: 32 do
-    for a handful of tasks; 0: it is not told."""
+    """Numbers of the vector by which the policy is told its task, a hash of the task's words; 0: it
+    is not told. 128 do for a handful of tasks."""
     dim_model: int = Field(default=64, gt=0)
     """Width of the transformer, a multiple of n_heads."""
     n_heads: int = Field(default=4, gt=0)
