@@ -1,6 +1,6 @@
 """Does one policy do the task that it is told? Success in closed loop, with and without words.
 
-    python benchmarks/told_tasks.py --out FILE [--seed 0] [--trials 40] [--cells pooled,fedavg]
+    python benchmarks/told_tasks.py [--seed 0] [--trials 40] [--cells pooled,fedavg]
 
 Two tasks on the lockstep twin share scene, placements and observations: the red cube goes on the
 white mark or on the black one. Only the words tell them apart. The policy is ACT on joints and the
@@ -31,7 +31,6 @@ from benchmarks.learning.fleet import Plan, alone, federated
 from benchmarks.learning.report import wilson
 from benchmarks.learning.scene import PLACE, Data, Driver, joint_names, normalizer
 from coordinator.config import FedAvg
-from host.files import write_durable
 from policy.kinds import kind_of
 from policy.spec import ACTION, ENVIRONMENT, STATE, PolicySpec
 from policy.statistics import Normalizer
@@ -157,9 +156,8 @@ def trained(name: str, robots: Sequence[Data], seed: int) -> tuple[PolicySpec, t
 
 
 def main() -> None:
-    """Measure all cells and write them; the file holds those that are done."""
+    """Print all cells as JSON, and each count to stderr as it is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--cells", default=",".join(CELLS))
@@ -179,14 +177,15 @@ def main() -> None:
         scale = normalizer(robots, spec)
         counts = tried(policy, spec, scale, asked.trials, asked.seed)
         results["cells"][name] = {"train_s": round(trained_s - began_s, 1), "tasks": counts}
-        write_durable(asked.out, (json.dumps(results, indent=1) + "\n").encode())
         for task, count in counts.items():
             print(
                 f"{name}: {task}: {count['done']} of {count['trials']} "
                 f"({count['low']:.0%}-{count['high']:.0%}), {count['other']} on the other mark",
+                file=sys.stderr,
                 flush=True,
             )
         began_s = time.monotonic()
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
