@@ -4,8 +4,9 @@
 
 Two tasks on the lockstep twin share scene, placements and observations: the red cube goes on the
 white mark or on the black one. Only the words tell them apart. The policy is ACT on joints and the
-cube's tracked place. One robot demonstrates each task; "pooled" is one trainer on both, "fedavg"
-the fleet by the product's own trainer, codec, gate and strategy. Each task is tried in words of its
+cube's tracked place. One robot demonstrates each task; "pooled" is one trainer on both, "alone" one
+on the first robot's, "fedavg" the fleet by the product's own trainer, codec, gate and strategy;
+"fedavg-mixed" gives both robots half of both tasks. Each task is tried in words of its
 demonstrations and in words that none of them had. ``other`` counts trials that did the other task.
 """
 
@@ -44,7 +45,7 @@ from robot_io.twin.tasks.place import ON_MARK_M
 from robot_io.twin.tasks.task import TwinTask, lies_on
 from robot_io.twin.trials import demonstrate, run_trial
 
-EPISODES, ROUNDS, STEPS = 16, 12, 100
+EPISODES, ROUNDS, STEPS, DECAY = 16, 12, 100, 0.85
 WORDS = 128
 _MARK_RADIUS_M, _MARK_AZIMUTH_RAD = 0.19, math.radians(37.0)
 _SECTOR = TableSector("middle", -14.0, 14.0)
@@ -86,11 +87,11 @@ _NEW = tuple(f"the red cube goes to the {colour} mark" for colour in COLOURS)
 TASKS = tuple(_task(mark, colour) for mark, colour in enumerate(COLOURS))
 
 
-def spec_of(words: int) -> PolicySpec:
+def spec_of(words: int, decay: float) -> PolicySpec:
     """ACT on joints and the cube's place, told its task by so many numbers."""
     names = list(joint_names())
     return PolicySpec.from_json(
-        {"kind": "act", "fps": 30, "learning_rate": 1e-3, "round_decay": 0.85, "words": words}
+        {"kind": "act", "fps": 30, "learning_rate": 1e-3, "round_decay": decay, "words": words}
         | {"state_names": names, "action_names": names, "environment_names": list(PLACE)}
     )
 
@@ -141,16 +142,52 @@ def tried(
     return counts
 
 
-CELLS = ("pooled", "fedavg", "pooled-not-told", "fedavg-not-told", "alone")
+# Whether the policy is told; how it is trained. 48 rounds of 25 steps are as many as 12 of 100.
+CELLS = {
+    "pooled": (True, None),
+    "fedavg": (True, Plan(FedAvg(), rounds=ROUNDS, steps=STEPS)),
+    "fedavg-often": (True, Plan(FedAvg(), rounds=4 * ROUNDS, steps=STEPS // 4)),
+    "fedavg-mixed": (True, Plan(FedAvg(), rounds=ROUNDS, steps=STEPS)),
+    "pooled-not-told": (False, None),
+    "alone": (True, None),
+}
+
+
+def mixed(robots: Sequence[Data]) -> list[Data]:
+    """As many robots, each with its share of every one's episodes."""
+    count = len(robots)
+    dealt = []
+    for which in range(count):
+        parts = [(each, each.episode % count == which) for each in robots]
+        starts = np.cumsum([0, *(len(each.words) for each in robots)])
+        dealt.append(
+            Data(
+                {
+                    name: np.concatenate([each.vectors[name][keep] for each, keep in parts])
+                    for name in robots[0].vectors
+                },
+                np.empty(0),
+                np.concatenate(
+                    [
+                        each.episode[keep] + start
+                        for (each, keep), start in zip(parts, starts[:-1], strict=True)
+                    ]
+                ),
+                tuple(word for each in robots for word in each.words),
+            )
+        )
+    return dealt
 
 
 def trained(name: str, robots: Sequence[Data], seed: int) -> tuple[PolicySpec, torch.nn.Module]:
     """The policy of a cell; "alone" is the first robot's."""
-    spec = spec_of(0 if name.endswith("not-told") else WORDS)
+    told, plan = CELLS[name]
+    rounds = ROUNDS if plan is None else plan.rounds
+    spec = spec_of(WORDS if told else 0, DECAY ** (ROUNDS / rounds))
     scale = normalizer(robots, spec)
-    if name.startswith("fedavg"):
-        plan = Plan(FedAvg(), rounds=ROUNDS, steps=STEPS)
-        return spec, federated(robots, spec, scale, plan, seed)[0]
+    if plan is not None:
+        data = mixed(robots) if name == "fedavg-mixed" else robots
+        return spec, federated(data, spec, scale, plan, seed)[0]
     data = robots[:1] if name == "alone" else robots
     return spec, alone(data, spec, scale, ROUNDS, STEPS, seed)
 
