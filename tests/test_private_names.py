@@ -247,6 +247,7 @@ def _uses_in(path: Path) -> Iterator[Use]:
             and not node.attr.startswith("__")
             and node.attr not in own
             and ast.unparse(node.value) != "os"  # os._exit is documented
+            and node.attr != "_value_"  # and so is what makes a member of an enumeration
         ):
             yield Use(node.attr, file, node.lineno)
 

@@ -90,6 +90,8 @@ def cells(trunk_sha256: str) -> dict[str, Cell]:
             _fleet(rounds=24, busy=0.5)),
         "late": Cell("frozen, the third robot joins half-way", frozen, _fleet(joins_at=6)),
         "five": Cell("frozen, five robots, FedAvg", frozen, _fleet(), robots=5),
+        "five-absent": Cell("frozen, five robots of which one never joins, FedAvg", frozen,
+            _fleet(joins_at=ROUNDS), robots=5),
         "five-malicious": Cell("frozen, one of five sends -5 times its work, FedAvg", frozen,
             _fleet(malicious=-5.0), robots=5),
         "five-trimmed": Cell("frozen, five robots, trimmed mean", frozen, _fleet(trimmed),

@@ -114,7 +114,7 @@ def test_where_only_the_words_decide_training_learns_by_them_and_by_nothing_else
         policy = build_policy(spec, normalizer, 0)
         batches = batches_of(frames, spec, normalizer, FrameCache(None), seed=0)
         training = LocalTraining(policy, spec)
-        losses = [training.step(batches.draw()) for _ in range(150)]
+        losses = [training.step(batches.draw()) for _ in range(300)]
         errors[size] = float(np.mean(losses[-10:]))
     assert errors[SIZE] < 0.5 * errors[0]
 
