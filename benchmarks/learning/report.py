@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-_Z = 1.96
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927). Trials of one seed share a policy, so that it is
-    narrower than repeating the whole would be; the seeds' own rates stand beside it.
-    """
-    if not trials:
-        return 0.0, 1.0
-    share = successes / trials
-    scale = 1 + _Z**2 / trials
-    centre = (share + _Z**2 / (2 * trials)) / scale
-    half = _Z * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+from protocol.trials import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -55,7 +41,8 @@ def rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
                 total[1] += all_
         table.append(
             Row(
-                name, of_cell[0]["about"], lifted / trials, *wilson(lifted, trials), trials,
+                name, of_cell[0]["about"], lifted / trials, *wilson_interval(lifted, trials),
+                trials,
                 tuple(b["lifted"] / b["trials"] for b in best),
                 min(ups / all_ for ups, all_ in sectors.values()),
                 sum(each["bytes_up"] for each in of_cell) / len(of_cell) / 1e6,

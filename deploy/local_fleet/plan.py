@@ -9,25 +9,18 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from itertools import pairwise
+
+from robot_io.twin.layout import (
+    RADIUS_MAX_M,
+    RADIUS_MIN_M,
+    YAW_JITTER_RAD,
+    TableSector,
+    table_sectors,
+)
 
 TASK = "Pick up the red cube"
 
-# The vertical gripper of an SO-101 reaches a cube on the table between these radii.
-RADIUS_MIN_M = 0.165
-RADIUS_MAX_M = 0.210
-AZIMUTH_MAX_DEG = 42.0
 CLEARANCE_M = 0.002
-YAW_JITTER_RAD = 0.10
-
-
-@dataclass(frozen=True)
-class Sector:
-    """A slice of the table, by azimuth about the arm's base, 0° straight ahead."""
-
-    name: str
-    azimuth_min_deg: float
-    azimuth_max_deg: float
 
 
 @dataclass(frozen=True)
@@ -54,21 +47,12 @@ class RobotPlan:
 
     robot_id: str
     seed: int
-    sector: Sector
+    sector: TableSector
     demonstrations: tuple[Placement, ...]
     trials: tuple[Trial, ...]
 
 
-def sectors(count: int) -> tuple[Sector, ...]:
-    """Equal slices of the reachable table, from the arm's right to its left."""
-    names = ("right", "centre", "left") if count == 3 else tuple(f"s{i + 1}" for i in range(count))
-    width_deg = 2 * AZIMUTH_MAX_DEG / count
-    edges_deg = [-AZIMUTH_MAX_DEG + i * width_deg for i in range(count + 1)]
-    edges = pairwise(edges_deg)
-    return tuple(Sector(name, low, high) for name, (low, high) in zip(names, edges, strict=True))
-
-
-def _draw(rng: random.Random, sector: Sector) -> Placement:
+def _draw(rng: random.Random, sector: TableSector) -> Placement:
     radius_m = rng.uniform(RADIUS_MIN_M, RADIUS_MAX_M)
     azimuth_rad = math.radians(rng.uniform(sector.azimuth_min_deg, sector.azimuth_max_deg))
     return Placement(
@@ -79,7 +63,7 @@ def _draw(rng: random.Random, sector: Sector) -> Placement:
     )
 
 
-def _draw_clear(rng: random.Random, sector: Sector, taken: list[Placement]) -> Placement:
+def _draw_clear(rng: random.Random, sector: TableSector, taken: list[Placement]) -> Placement:
     while True:
         candidate = _draw(rng, sector)
         if all(
@@ -104,7 +88,7 @@ def make_plan(
     if min(robots, episodes, trials_per_sector) < 1 or not policies:
         raise ValueError("robots, episodes, trials per sector and policies must be at least one")
     rng = random.Random(seed)  # noqa: S311 - placements are not secrets
-    slices = sectors(robots)
+    slices = table_sectors(robots)
     demonstrated = {
         sector.name: tuple(_draw(rng, sector) for _ in range(episodes)) for sector in slices
     }

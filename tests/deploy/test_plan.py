@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.local_fleet.plan import (
-    CLEARANCE_M,
-    RADIUS_MAX_M,
-    RADIUS_MIN_M,
-    YAW_JITTER_RAD,
-    make_plan,
-    sectors,
-)
+from deploy.local_fleet.plan import CLEARANCE_M, make_plan
+from robot_io.twin.layout import RADIUS_MAX_M, RADIUS_MIN_M, YAW_JITTER_RAD, table_sectors
 
 
 def plan(seed=3, robots=3, episodes=8, trials=2):
@@ -25,7 +19,7 @@ def plan(seed=3, robots=3, episodes=8, trials=2):
 
 @given(st.integers(1, 8))
 def test_sectors_cover_the_table_without_overlap(count):
-    slices = sectors(count)
+    slices = table_sectors(count)
     assert len(slices) == count
     for before, after in itertools.pairwise(slices):
         assert before.azimuth_max_deg == after.azimuth_min_deg
