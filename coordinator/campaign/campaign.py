@@ -33,6 +33,7 @@ from coordinator.campaign.state import (
     CampaignState,
     Candidate,
     Export,
+    Leak,
     RefusedCandidate,
     ReleaseRecord,
     RoundKind,
@@ -88,6 +89,7 @@ class Campaign:
         self.data_plane = True
         self._busy = False
         self._exporting = False
+        self._leak_notes: list[Action] = []  # for the next tick
         self._enough_since: float | None = None
         self._retry_at = 0.0
         self._retry_why = ""
@@ -121,6 +123,7 @@ class Campaign:
         for digest, report in status.held_out.items():
             if digest in known and status.agent_id in self.roster.enrolled:
                 self.state.held_out.setdefault(digest, {})[status.agent_id] = report
+        self._note_leaks(take_out_leaks(self.state, status.held_out))
 
     def on_answer(self, answer: Answer, now: float) -> tuple[Refusal | None, list[Action]]:
         """An answer that passed the guard."""
@@ -169,6 +172,11 @@ class Campaign:
     def on_episodes(self, trained: Mapping[str, Iterable[str]]) -> None:
         """Keys of the episodes that each robot ever trained on, by its own word."""
         note_trained(self.state, trained)
+        self._note_leaks(take_out_leaks(self.state))
+
+    def _note_leaks(self, leaks: Mapping[str, Leak]) -> None:
+        lines = (explain_leak(agent, leak) for agent, leak in leaks.items())
+        self._leak_notes += [Note("evaluation_refused", {"reason": line}) for line in lines]
 
     def on_installed(self, summary: RoundSummary, now: float) -> list[Action]:
         """An install round is over (base 0, or for robots that missed a base)."""
@@ -387,8 +395,7 @@ class Campaign:
                 return []
             self._exporting = True
             return [ExportRelease()]
-        leaks = [explain_leak(agent, leak) for agent, leak in take_out_leaks(state).items()]
-        noted: list[Action] = [Note("evaluation_refused", {"reason": line}) for line in leaks]
+        noted, self._leak_notes = self._leak_notes, []
         verdict = judge(
             state.candidates,
             state.held_out,

@@ -34,10 +34,14 @@ def find_leak(state: CampaignState, report: HeldOutReport) -> Leak | None:
     return None
 
 
-def take_out_leaks(state: CampaignState) -> dict[str, Leak]:
-    """Drop every report that a leak is in; robot -> leak, of those not known before."""
+def take_out_leaks(state: CampaignState, bases: Iterable[str] | None = None) -> dict[str, Leak]:
+    """Drop every report that a leak is in; robot -> leak, of those not known before.
+
+    Of the reports on these bases alone, on all without.
+    """
     found: dict[str, Leak] = {}
-    for reports in state.held_out.values():
+    for digest in state.held_out if bases is None else bases:
+        reports = state.held_out.get(digest, {})
         for agent_id in list(reports):
             leak = find_leak(state, reports[agent_id])
             if leak is not None:
